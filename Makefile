@@ -1,0 +1,31 @@
+# Every target sets itself up in .venv: no step to do by hand before it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+NATIVE := CMakeLists.txt pyproject.toml constraints.txt $(wildcard csrc/*)
+
+.PHONY: sample test test-fast lint build bench test-gpu bench-gpu clean
+
+sample: build
+	$(BIN)/edm-engine sample --model fashion-mnist --seeds 0-63 --class 0-9 --steps 18 --S-churn 0 --out out/ --grid
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+build: $(STAMP)
+
+$(STAMP): $(NATIVE)
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt scikit-build-core pybind11 ninja
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[test]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build out .mypy_cache .ruff_cache .pytest_cache

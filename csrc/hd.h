@@ -1,0 +1,43 @@
+// What lets one header be compiled by g++ and by nvcc.
+//
+// Every function in the host/device headers is `EDM_HD`: internal linkage and inline. Internal
+// linkage matters on the host too: the same header is compiled once per instruction set, and a
+// shared (COMDAT) copy could be linked from the AVX-512 object into code that runs anywhere.
+//
+// The headers promise bits, so whoever includes them compiles without contraction and without
+// reassociation: g++ `-ffp-contract=off`, nvcc `--fmad=false`, never fast-math.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define EDM_HD static __host__ __device__ __forceinline__
+#else
+#define EDM_HD static inline
+#endif
+
+namespace edm {
+
+EDM_HD std::int32_t bits_of(float x) {
+    std::int32_t i;
+    memcpy(&i, &x, sizeof i);
+    return i;
+}
+
+EDM_HD float float_of(std::int32_t i) {
+    float x;
+    memcpy(&x, &i, sizeof x);
+    return x;
+}
+
+// Correctly rounded on both sides, whatever nvcc's -prec-sqrt says.
+EDM_HD float sqrt_rn(float x) {
+#ifdef __CUDA_ARCH__
+    return __fsqrt_rn(x);
+#else
+    return __builtin_sqrtf(x);
+#endif
+}
+
+}  // namespace edm

@@ -1,0 +1,35 @@
+"""Draw images from diffusion models in the EDM formulation (Karras et al. 2022), fast and to the bit.
+
+import engine
+denoiser = engine.load("fashion-mnist")
+images = engine.sample(denoiser, seeds=range(64), class_labels=3)
+"""
+
+from . import backends, networks, noise, preconditioning, samplers
+from .api import Engine, NonFiniteError, sample
+from .checkpoints import load, save
+from .denoiser import Denoiser
+from .images import save_grid, save_png, to_uint8
+from .plan import Plan
+from .samplers import Sampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Denoiser",
+    "Engine",
+    "NonFiniteError",
+    "Plan",
+    "Sampler",
+    "backends",
+    "load",
+    "networks",
+    "noise",
+    "preconditioning",
+    "sample",
+    "samplers",
+    "save",
+    "save_grid",
+    "save_png",
+    "to_uint8",
+]

@@ -1,0 +1,5 @@
+"""``python -m engine`` is ``edm-engine``."""
+
+from .cli import main
+
+main()

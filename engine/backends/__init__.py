@@ -1,0 +1,39 @@
+"""Backends: who can run ``advance``, fastest first, and why a backend cannot.
+
+A backend is a record, not a class hierarchy; adding one is adding it to `BACKENDS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..state import State
+
+
+@dataclass(frozen=True)
+class Backend:
+    """``advance(F, state, k)`` with the bits of `reference.advance`; no ``not_supported_reasons``: it can run."""
+
+    name: str
+    advance: Callable[[Tensor | None, State, int], None]
+    not_supported_reasons: Callable[[torch.device, torch.dtype], list[str]]
+
+
+REFERENCE = Backend("reference", reference.advance, lambda device, state_dtype: [])
+
+BACKENDS: tuple[Backend, ...] = (REFERENCE,)
+
+
+def select(name: str, device: torch.device, state_dtype: torch.dtype) -> Backend:
+    """The named backend, or for "auto" the fastest that can run. Raises ValueError with every candidate's reasons."""
+    candidates = [backend for backend in BACKENDS if name in ("auto", backend.name)]
+    if not candidates:
+        raise ValueError(f"backend is {name!r}; allowed: auto, {', '.join(b.name for b in BACKENDS)}")
+    for backend in candidates:
+        if not backend.not_supported_reasons(device, state_dtype):
+            return backend
+    reasons = (f"{b.name}: {'; '.join(b.not_supported_reasons(device, state_dtype)) or 'can run'}" for b in BACKENDS)
+    raise ValueError(f"backend {name!r} cannot run here. {' | '.join(reasons)}")

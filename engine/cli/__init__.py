@@ -1,0 +1,34 @@
+"""The command ``edm-engine``: one file a subcommand."""
+
+import sys
+
+import click
+
+from .evaluate import evaluate
+from .sample import sample
+from .train import train, train_classifier
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edm-engine")
+def cli() -> None:
+    """Draw images from diffusion models in the EDM formulation."""
+
+
+for command in (sample, evaluate, train, train_classifier):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line on stderr and exit status 2, not in a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(f"edm-engine: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,36 @@
+"""``edm-engine evaluate``: how many samples a classifier of real images recognises as the class asked for."""
+
+import click
+import torch
+from tqdm import tqdm
+
+from .. import checkpoints, samplers
+from ..api import Engine
+from ..metrics import load_classifier
+from ..training.data import FASHION_MNIST_CLASSES
+from .types import DTYPES
+
+
+@click.command()
+@click.option("--model", default="fashion-mnist", show_default=True, help="A shipped name or a safetensors file.")
+@click.option("--images", type=int, default=1000, show_default=True, help="Seeds 0 to images - 1, classes in turn.")
+@click.option("--steps", type=int, default=18, show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
+@click.option("--batch", type=int, default=100, show_default=True)
+def evaluate(model: str, images: int, steps: int, dtype: str, batch: int) -> None:
+    """Draw images class by class in turn and count those the shipped Fashion-MNIST classifier recognises."""
+    engine = Engine(checkpoints.load(model), sampler=samplers.edm(steps), dtype=getattr(torch, dtype), batch_size=batch)
+    if engine.denoiser.img_shape != (1, 32, 32) or engine.denoiser.label_dim != 10:
+        raise click.UsageError(f"model {model!r} draws {engine.denoiser.img_shape}; the classifier knows Fashion-MNIST")
+    classifier = load_classifier()
+    right = torch.zeros(10, dtype=torch.int64)
+    asked = torch.zeros(10, dtype=torch.int64)
+    for start in tqdm(range(0, images, batch), unit="batch", desc="evaluating"):
+        seeds = range(start, min(start + batch, images))
+        labels = torch.tensor([seed % 10 for seed in seeds])
+        hit = classifier.classify(engine.sample(seeds=seeds, class_labels=labels).clamp(-1, 1)) == labels
+        asked += torch.bincount(labels, minlength=10)
+        right += torch.bincount(labels[hit], minlength=10)
+    for name, good, count in zip(FASHION_MNIST_CLASSES, right.tolist(), asked.tolist(), strict=True):
+        click.echo(f"{name:<10} {good:>5} of {count}")
+    click.echo(f"recognised {right.sum().item()} of {images} ({100 * right.sum().item() / images:.1f}%)")

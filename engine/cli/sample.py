@@ -1,0 +1,95 @@
+"""``edm-engine sample``: seeds to PNG files."""
+
+import json
+import math
+import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import torch
+from tqdm import tqdm
+
+from .. import checkpoints, samplers
+from ..api import Engine
+from ..files import atomic_path
+from ..images import save_grid, save_png, to_uint8
+from ..training.data import FASHION_MNIST_CLASSES
+from .types import DTYPES, IntRange
+
+
+@click.command()
+@click.option("--model", required=True, help="A shipped name (fashion-mnist) or a safetensors file.")
+@click.option("--seeds", type=IntRange(), default="0-63", show_default=True, help="One image a seed, e.g. 0-63 or 1,5.")
+@click.option("--class", "classes", type=IntRange(), help="Class or classes, dealt to the seeds in turn, e.g. 0-9.")
+@click.option("--steps", type=int, default=18, show_default=True, help="Steps; NFE is 2 steps - 1 with Heun.")
+@click.option("--sigma-min", type=float, default=0.002, show_default=True)
+@click.option("--sigma-max", type=float, default=80.0, show_default=True)
+@click.option("--rho", type=float, default=7.0, show_default=True)
+@click.option("--S-churn", "S_churn", type=float, default=0.0, show_default=True, help="0 is deterministic.")
+@click.option("--S-tmin", "S_tmin", type=float, default=0.0, show_default=True)
+@click.option("--S-tmax", "S_tmax", type=float, default=math.inf, show_default=True)
+@click.option("--S-noise", "S_noise", type=float, default=1.0, show_default=True)
+@click.option("--solver", type=click.Choice(["heun", "euler"]), default="heun", show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the network.")
+@click.option("--batch", type=int, default=64, show_default=True, help="Images evaluated together.")
+@click.option("--backend", default="auto", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
+@click.option("--grid", is_flag=True, help="Also write grid.png, labelled with classes.")
+def sample(
+    model: str,
+    seeds: list[int],
+    classes: list[int] | None,
+    steps: int,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float,
+    S_churn: float,
+    S_tmin: float,
+    S_tmax: float,
+    S_noise: float,
+    solver: str,
+    dtype: str,
+    batch: int,
+    backend: str,
+    device: str,
+    out: Path,
+    grid: bool,
+) -> None:
+    """Draw one image a seed and write PNG files named by seed, with the settings beside them."""
+    settings = dict(click.get_current_context().params, out=str(out))
+    sampler = samplers.edm(steps, sigma_min, sigma_max, rho, S_churn, S_tmin, S_tmax, S_noise, solver)  # type: ignore[arg-type]
+    engine = Engine(
+        checkpoints.load(model),
+        sampler=sampler,
+        dtype=getattr(torch, dtype),
+        backend=backend,
+        device=device,
+        batch_size=batch,
+    )
+    labels = [classes[i % len(classes)] for i in range(len(seeds))] if classes else None
+    out.mkdir(parents=True, exist_ok=True)
+    pixels = []
+    started = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool, tqdm(total=len(seeds), unit="image", desc="sampling") as bar:
+        for start in range(0, len(seeds), batch):
+            chunk = seeds[start : start + batch]
+            images = to_uint8(
+                engine.sample(seeds=chunk, class_labels=None if labels is None else labels[start : start + batch])
+            ).cpu()
+            list(pool.map(save_png, images, [out / f"{seed:06d}.png" for seed in chunk]))
+            pixels.append(images)
+            bar.update(len(chunk))
+    seconds = time.perf_counter() - started
+    if grid:
+        names = FASHION_MNIST_CLASSES if model == "fashion-mnist" else None
+        texts = None if labels is None else [names[c] if names else str(c) for c in labels]
+        columns = len(classes) if classes and len(classes) > 1 else None
+        save_grid(torch.cat(pixels), out / "grid.png", columns=columns, labels=texts, scale=2)
+    record = settings | {"images": len(seeds), "seconds": seconds, "torch": torch.__version__}
+    record["processor"] = platform.machine() if engine.device.type == "cpu" else torch.cuda.get_device_name()
+    with atomic_path(out / "settings.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    click.echo(f"{len(seeds)} images in {seconds:.1f} s, {len(seeds) / seconds:.2f} images/s, written to {out}")

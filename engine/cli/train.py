@@ -1,0 +1,100 @@
+"""``edm-engine train`` and ``train-classifier``: the two networks that ship, from the real images."""
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+import torch
+from tqdm import tqdm
+
+from .. import checkpoints
+from ..metrics import classifier as classifiers
+from ..training import Log, Trainer, fashion_mnist
+from ..training.data import FASHION_MNIST
+from ..training.presets import PRESETS
+
+_DATA = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=FASHION_MNIST,
+    show_default=True,
+    help="Folder with the four gzipped idx files of Fashion-MNIST.",
+)
+
+
+@click.command()
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), default="fashion-mnist", show_default=True)
+@click.option("--images", type=int, default=1_000_000, show_default=True, help="Stop once so many images were seen.")
+@click.option("--out", type=click.Path(path_type=Path), default="runs/fashion-mnist", show_default=True)
+@click.option("--batch", type=int, help="Batch size; the preset's if not given.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--compile/--no-compile", default=True, show_default=True, help="torch.compile: a minute at the start.")
+@click.option("--save-every", type=float, default=180, show_default=True, help="Seconds between checkpoints.")
+@_DATA
+def train(
+    preset: str,
+    images: int,
+    out: Path,
+    batch: int | None,
+    seed: int,
+    dtype: str,
+    device: str,
+    compile: bool,
+    save_every: float,
+    data: Path,
+) -> None:
+    """Train a network, or go on from the checkpoint in OUT; writes checkpoint.pt, log.jsonl and ema.safetensors."""
+    config = replace(PRESETS[preset], seed=seed, dtype=_half(device) if dtype == "auto" else dtype)
+    config = replace(config, batch_size=batch) if batch else config
+    trainer = Trainer(config, *fashion_mnist(data), device=device, compile=compile)
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.resume(checkpoint)
+        click.echo(f"resuming at {trainer.images_seen} images")
+    out.mkdir(parents=True, exist_ok=True)
+    log, saved = Log(out / "log.jsonl"), time.monotonic()
+    with tqdm(total=images, initial=trainer.images_seen, unit="image", desc="training") as bar:
+        for record in trainer.run(images):
+            log.add(record, config.batch_size)
+            bar.update(config.batch_size)
+            if time.monotonic() - saved > save_every:
+                trainer.save(checkpoint)
+                saved = time.monotonic()
+    trainer.save(checkpoint)
+    notes = {
+        "training_command": f"edm-engine train --preset {preset} --images {images} --seed {seed}",
+        "training_config": repr(asdict(config)),
+        "images_seen": str(trainer.images_seen),
+        "data": "Fashion-MNIST, 60,000 training images, MIT licence",
+    }
+    checkpoints.save(trainer.ema, out / "ema.safetensors", dtype=torch.float16, notes=notes)
+    click.echo(f"wrote {out / 'ema.safetensors'}, {trainer.images_seen} images seen")
+
+
+@click.command()
+@click.option("--epochs", type=int, default=8, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default="runs/classifier.safetensors", show_default=True)
+@_DATA
+def train_classifier(epochs: int, seed: int, out: Path, data: Path) -> None:
+    """Train the small Fashion-MNIST classifier on the real training images and state its test accuracy."""
+    test_images, test_labels = fashion_mnist(data, "test")
+    for epoch, classifier in enumerate(classifiers.train_classifier(*fashion_mnist(data), epochs=epochs, seed=seed)):
+        accuracy = (classifier.classify(test_images) == test_labels).double().mean().item()
+        click.echo(f"epoch {epoch + 1}: {100 * accuracy:.2f}% of the 10,000 test images")
+    notes = {
+        "training_command": f"edm-engine train-classifier --epochs {epochs} --seed {seed}",
+        "test_accuracy": f"{accuracy:.4f}",
+        "data": "Fashion-MNIST, 60,000 training images, MIT licence",
+    }
+    classifiers.save_classifier(classifier, out, notes)
+    click.echo(f"wrote {out}")
+
+
+def _half(device: str) -> str:
+    """bfloat16 where the processor computes in it, float32 otherwise."""
+    native = torch.device(device).type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if native else "float32"

@@ -1,0 +1,23 @@
+"""Parameter types of the command line."""
+
+import click
+
+
+class IntRange(click.ParamType):
+    """``0-9``, ``3`` or ``0-4,7,20-29``: a list of integers in the order written."""
+
+    name = "ints"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        numbers: list[int] = []
+        for part in str(value).split(","):
+            first, dash, last = part.strip().partition("-")
+            if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+                self.fail(f"{value!r}; allowed: integers and rising ranges such as 0-9 or 0-4,7", param, ctx)
+            numbers.extend(range(int(first), int(last or first) + 1))
+        return numbers
+
+
+DTYPES = ("float32", "bfloat16", "float16")

@@ -1,0 +1,143 @@
+"""Denoiser: a network with its preconditioning, the one model contract every sampler sees."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import preconditioning as pre
+from .networks import DhariwalUNet, SongUNet
+from .preconditioning import Preconditioning
+
+_NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+# class name in published configs -> (preconditioning, network it defaults to)
+_PRECONDITIONINGS: dict[str, tuple[type[Preconditioning], str]] = {
+    "VPPrecond": (pre.VP, "SongUNet"),
+    "VEPrecond": (pre.VE, "SongUNet"),
+    "iDDPMPrecond": (pre.IDDPM, "DhariwalUNet"),
+    "EDMPrecond": (pre.EDM, "DhariwalUNet"),
+}
+
+
+class Denoiser(nn.Module):
+    """D(x; sigma) of equation 7 around a network F.
+
+    Parameters
+    ----------
+    model: any module called as ``model(x, c_noise)``, or ``model(x, c_noise, class_labels)`` when conditional:
+        x [B, C, *spatial] in the network's dtype, c_noise [B] float32, class_labels [B, label_dim] float32.
+        It may return more channels than the image has; the first C are read.
+    preconditioning: one of `engine.preconditioning`.
+    img_shape: (C, *spatial) of one sample; by default from the model's ``in_channels`` and ``img_resolution``.
+    label_dim: number of classes, 0 for an unconditional network; taken from the model's ``label_dim``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        preconditioning: Preconditioning,
+        *,
+        img_shape: tuple[int, ...] | None = None,
+        label_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        if img_shape is None:
+            if not (hasattr(model, "in_channels") and hasattr(model, "img_resolution")):
+                raise ValueError(
+                    f"img_shape is None and {type(model).__name__} has no in_channels and img_resolution; "
+                    "give img_shape=(C, H, W)"
+                )
+            channels, resolution = (int(getattr(model, name)) for name in ("in_channels", "img_resolution"))
+            img_shape = (channels, resolution, resolution)
+        self.model = model
+        self.preconditioning = preconditioning
+        self.img_shape = tuple(img_shape)
+        self.label_dim = int(getattr(model, "label_dim", 0)) if label_dim is None else label_dim
+        self.config: dict[str, Any] | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Denoiser":
+        """Build network and preconditioning from a plain dict in the published form.
+
+        ``{"class_name": "EDMPrecond", "img_resolution": 32, "img_channels": 3, "label_dim": 10,
+        "model_type": "SongUNet", ...}``: keywords of the preconditioning go there, the rest to the network.
+        Raises ValueError naming an unknown class, a missing entry or an unknown keyword.
+        """
+        rest = dict(config)
+        class_name = rest.pop("class_name", None)
+        if class_name not in _PRECONDITIONINGS:
+            raise ValueError(f"class_name is {class_name!r}; allowed: {', '.join(_PRECONDITIONINGS)}")
+        kind, default_network = _PRECONDITIONINGS[class_name]
+        model_type = rest.pop("model_type", default_network)
+        if model_type not in _NETWORKS:
+            raise ValueError(f"model_type is {model_type!r}; allowed: {', '.join(_NETWORKS)}")
+        for name in ("img_resolution", "img_channels"):
+            if not isinstance(rest.get(name), int) or rest[name] < 1:
+                raise ValueError(f"{name} is {rest.get(name)!r}; allowed: an integer from 1")
+        rest.pop("use_fp16", None)  # the network's dtype is chosen when sampling, not stored in a config
+        resolution, channels = rest.pop("img_resolution"), rest.pop("img_channels")
+        pre_names = set(inspect.signature(kind).parameters)
+        pre_args = {name: rest.pop(name) for name in list(rest) if name in pre_names}
+        allowed = set(inspect.signature(_NETWORKS[model_type]).parameters)
+        for name in rest:
+            if name not in allowed:
+                raise ValueError(f"{name} is not a keyword of {class_name} or {model_type}; allowed: {sorted(allowed)}")
+        out_channels = channels * 2 if kind is pre.IDDPM else channels
+        denoiser = cls(_NETWORKS[model_type](resolution, channels, out_channels, **rest), kind(**pre_args))
+        denoiser.config = dict(config)
+        return denoiser
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the network computes in."""
+        return network_dtype(self.model)
+
+    def call_network(self, net_in: Tensor, c_noise: Tensor, class_labels: Tensor | None, **extra: Tensor) -> Tensor:
+        """F(net_in; c_noise) [B, >=C, *spatial] in the network's dtype; refuses an output of another shape."""
+        labels = (class_labels,) if self.label_dim else ()
+        F = self.model(net_in, c_noise, *labels, **extra)
+        batch, channels, *spatial = net_in.shape
+        if F.shape[0] != batch or F.shape[1] < channels or list(F.shape[2:]) != spatial:
+            raise ValueError(
+                f"the network returned shape {list(F.shape)} for an input of shape {list(net_in.shape)}; "
+                f"allowed: [{batch}, {channels} or more, {', '.join(map(str, spatial))}]"
+            )
+        return F
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """D(x; sigma), float32 [B, C, *spatial] (float64 for a float64 network).
+
+        x [B, C, *spatial]; sigma a number, [] or [B]; class_labels [B, label_dim] one-hot or soft (a conditional
+        network given None gets zeros); augment_labels [B, augment_dim] for networks trained with augmentation.
+        """
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        x = x.to(dtype)
+        sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1).expand(x.shape[0])
+        c_skip, c_out, c_in, c_noise = self.preconditioning.coefficients(sigma)
+        if self.label_dim and class_labels is None:
+            class_labels = torch.zeros([x.shape[0], self.label_dim], device=x.device)
+        extra = {} if augment_labels is None else {"augment_labels": augment_labels}
+        F = self.call_network((per_sample(c_in, x) * x).to(self.dtype), c_noise, class_labels, **extra)
+        return per_sample(c_skip, x) * x + per_sample(c_out, x) * F[:, : x.shape[1]].to(dtype)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, 1, 1, ...], broadcastable against ``like`` and in its dtype."""
+    return values.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+
+
+def network_dtype(network: nn.Module) -> torch.dtype:
+    """What a network says it computes in (``.dtype``), else the dtype of its first floating parameter or buffer."""
+    declared = getattr(network, "dtype", None)
+    if isinstance(declared, torch.dtype):
+        return declared
+    tensors = (*network.parameters(), *network.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)

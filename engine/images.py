@@ -1,0 +1,62 @@
+"""Images out of tensors: bytes, PNG files, labelled grids."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .files import atomic_path
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] -> 0..255: clamp(127.5 x + 128) truncated, as the published code does. Any shape, any float dtype."""
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """One image [C, H, W], C 1 or 3, uint8 or float in [-1, 1]; the file is written atomically."""
+    with atomic_path(Path(path)) as temporary:
+        _pillow(image).save(temporary, format="png")
+
+
+def save_grid(
+    images: Tensor,
+    path: Path | str,
+    *,
+    columns: int | None = None,
+    labels: Sequence[str] | None = None,
+    scale: int = 1,
+) -> None:
+    """Images [N, C, H, W] (uint8, or float in [-1, 1]) as one PNG, row by row.
+
+    columns: None means as square as possible. labels: one text under each image. scale: integer enlargement,
+    nearest neighbour. Raises ValueError for a shape, a label count or a scale that does not fit.
+    """
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+        raise ValueError(f"images has shape {list(images.shape)}; allowed: [N, 1 or 3, H, W], N from 1")
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"labels has {len(labels)} entries; allowed: one an image ({len(images)})")
+    if scale < 1:
+        raise ValueError(f"scale is {scale}; allowed: an integer from 1")
+    columns = min(columns or int(np.ceil(np.sqrt(len(images)))), len(images))
+    rows = -(-len(images) // columns)
+    height, width = images.shape[2] * scale, images.shape[3] * scale
+    gap, text = 2, 14 if labels else 0
+    grid = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap + text) + gap), "white")
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(size=11)
+    for index, image in enumerate(images):
+        left = gap + index % columns * (width + gap)
+        top = gap + index // columns * (height + gap + text)
+        grid.paste(_pillow(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
+        if labels:
+            draw.text((left + width // 2, top + height), labels[index], "black", font, anchor="ma")
+    with atomic_path(Path(path)) as temporary:
+        grid.save(temporary, format="png")
+
+
+def _pillow(image: Tensor) -> Image.Image:
+    pixels = (image if image.dtype == torch.uint8 else to_uint8(image)).cpu().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

@@ -1,0 +1,123 @@
+"""Job: what one call of ``sample`` asks for, checked before any work and cut into batches."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import noise as normals
+from .denoiser import Denoiser
+from .plan import Plan
+from .state import NoiseSource, PhiloxNoise, TensorNoise
+
+Seeds = Sequence[int] | Tensor | range
+Labels = int | Sequence[int] | Tensor | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """N samples: seeds or latents [N, C, *spatial], one-hot labels [N, label_dim], churn noise [draws, N, ...]."""
+
+    count: int
+    shape: tuple[int, ...]
+    seeds: tuple[int, ...] | None
+    latents: Tensor | None
+    noise: Tensor | None
+    labels: Tensor | None
+
+    @classmethod
+    def check(
+        cls,
+        denoiser: Denoiser,
+        plan: Plan,
+        seeds: Seeds | None,
+        latents: Tensor | None,
+        noise: str | Tensor,
+        labels: Labels,
+    ) -> "Job":
+        """Raises ValueError in one line naming the argument, what was given and what is allowed."""
+        shape = denoiser.img_shape
+        checked_seeds = None if seeds is None else _seeds(seeds)
+        if checked_seeds is None and latents is None:
+            raise ValueError("seeds and latents are both None; give one seed a sample, or latents [N, C, *spatial]")
+        count = len(checked_seeds) if checked_seeds is not None else len(latents)  # type: ignore[arg-type]
+        if latents is not None and (tuple(latents.shape) != (count, *shape) or count == 0):
+            raise ValueError(f"latents has shape {list(latents.shape)}; allowed: {[count or 'N', *shape]}, N from 1")
+        if isinstance(noise, str) and noise != "philox":
+            raise ValueError(f"noise is {noise!r}; allowed: 'philox' or a tensor [draws, N, C, *spatial]")
+        draws = noise if isinstance(noise, Tensor) else None
+        if draws is not None:
+            if draws.dim() == 0 or draws.shape[0] < plan.steps or tuple(draws.shape[1:]) != (count, *shape):
+                raise ValueError(
+                    f"noise has shape {list(draws.shape)}; allowed: {[plan.steps, count, *shape]}, or more draws"
+                )
+        elif plan.stochastic and checked_seeds is None:
+            raise ValueError("seeds is None; a sampler that adds noise needs seeds, or a noise tensor")
+        return cls(count, shape, checked_seeds, latents, draws, _labels(labels, count, denoiser, checked_seeds))
+
+    def noise_source(self, batch: slice, device: torch.device) -> NoiseSource:
+        """Latents and churn noise for samples ``batch`` of the job, on ``device``."""
+        given = None if self.latents is None else self.latents[batch].to(device)
+        if self.noise is None and self.seeds is not None:
+            return PhiloxNoise(self.seeds[batch], self.shape, device, given)
+        if given is None:
+            assert self.seeds is not None
+            given = normals.normal(self.seeds[batch], 0, self.shape, device=device)
+        return TensorNoise(given, None if self.noise is None else self.noise[:, batch].to(device))
+
+    def name(self, sample: int) -> str:
+        """How to call a sample in a message."""
+        return f"seed {self.seeds[sample]}" if self.seeds is not None else f"sample {sample}"
+
+
+def _seeds(seeds: Seeds) -> tuple[int, ...]:
+    values = seeds.tolist() if isinstance(seeds, Tensor) else seeds
+    try:
+        checked = tuple(operator.index(seed) for seed in values)
+    except TypeError:
+        raise ValueError(f"seeds is {seeds!r}; allowed: a sequence of integers") from None
+    if not checked:
+        raise ValueError("seeds is empty; allowed: at least one seed")
+    for seed in checked:
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seeds contains {seed}; allowed: integers in [0, 2**64)")
+    if len(set(checked)) != len(checked):
+        repeated = next(seed for i, seed in enumerate(checked) if seed in checked[:i])
+        raise ValueError(f"seeds contains {repeated} more than once; a seed is one image, so allowed: distinct seeds")
+    return checked
+
+
+def _labels(labels: Labels, count: int, denoiser: Denoiser, seeds: tuple[int, ...] | None) -> Tensor | None:
+    """One-hot or soft labels [N, label_dim] float32; a conditional network given none draws a class from each seed."""
+    dim = denoiser.label_dim
+    if dim == 0:
+        if labels is not None:
+            raise ValueError(f"class_labels is {labels!r}; allowed: None, the network is unconditional")
+        return None
+    if labels is None:
+        if seeds is None:
+            raise ValueError(f"class_labels is None; without seeds allowed: an int below {dim}, N ints or [N, {dim}]")
+        return _one_hot(normals.uniform_int(seeds, dim), dim)
+    if isinstance(labels, Tensor) and (labels.is_floating_point() or labels.dim() == 2):
+        if labels.shape != (count, dim) or not bool(torch.isfinite(labels).all()):
+            raise ValueError(f"class_labels has shape {list(labels.shape)}; allowed: finite [{count}, {dim}]")
+        return labels.to(torch.float32)
+    values = labels.tolist() if isinstance(labels, Tensor) else labels
+    try:
+        index = (
+            [operator.index(c) for c in values] if isinstance(values, Iterable) else [operator.index(values)] * count
+        )
+    except TypeError:
+        raise ValueError(f"class_labels is {labels!r}; allowed: an int, N ints or a tensor [N, {dim}]") from None
+    if len(index) != count:
+        raise ValueError(f"class_labels has {len(index)} entries; allowed: one int, or one a sample ({count})")
+    for value in index:
+        if not 0 <= value < dim:
+            raise ValueError(f"class_labels contains {value}; allowed: 0 to {dim - 1}")
+    return _one_hot(index, dim)
+
+
+def _one_hot(index: Sequence[int], dim: int) -> Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(list(index)), dim).to(torch.float32)

@@ -1,0 +1,141 @@
+"""Layers with the published EDM parameter names: Linear, Conv2d (with resampling), GroupNorm, noise embeddings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops
+
+InitMode = Literal["xavier_uniform", "kaiming_uniform", "kaiming_normal"]
+
+
+@dataclass(frozen=True)
+class Init:
+    """How a layer's weight and bias are drawn: a Glorot or He distribution times a scale."""
+
+    mode: InitMode = "kaiming_normal"
+    weight: float = 1.0
+    bias: float = 0.0
+
+    def draw(self, shape: Sequence[int], fan_in: int, fan_out: int) -> Tensor:
+        if self.mode == "xavier_uniform":
+            return np.sqrt(6 / (fan_in + fan_out)) * (torch.rand(*shape) * 2 - 1)
+        if self.mode == "kaiming_uniform":
+            return np.sqrt(3 / fan_in) * (torch.rand(*shape) * 2 - 1)
+        if self.mode == "kaiming_normal":
+            return np.sqrt(1 / fan_in) * torch.randn(*shape)
+        raise ValueError(f"init mode is {self.mode!r}; allowed: xavier_uniform, kaiming_uniform, kaiming_normal")
+
+
+class Linear(nn.Module):
+    """y = x W^T + b for x [..., in_features]."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, init: Init | None = None) -> None:
+        super().__init__()
+        init = init or Init()
+        self.in_features, self.out_features = in_features, out_features
+        fans = (in_features, out_features)
+        self.weight = nn.Parameter(init.draw([out_features, in_features], *fans) * init.weight)
+        self.bias = nn.Parameter(init.draw([out_features], *fans) * init.bias) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Conv2d(nn.Module):
+    """Same-size convolution, optionally preceded by a resampling by two; kernel=0 resamples only.
+
+    With ``fused_resample`` and ``down`` the order is turned round (convolve, then decimate), as NCSN++ does it.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    resample_filter: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        bias: bool = True,
+        up: bool = False,
+        down: bool = False,
+        resample_filter: Sequence[int] = (1, 1),
+        fused_resample: bool = False,
+        init: Init | None = None,
+    ) -> None:
+        if up and down:
+            raise ValueError("up and down are both set; a Conv2d resamples one way at most")
+        super().__init__()
+        init = init or Init()
+        self.in_channels, self.out_channels, self.kernel = in_channels, out_channels, kernel
+        self.up, self.down, self.fused_resample = up, down, fused_resample
+        fans = (in_channels * kernel**2, out_channels * kernel**2)
+        shape = [out_channels, in_channels, kernel, kernel]
+        self.weight = nn.Parameter(init.draw(shape, *fans) * init.weight) if kernel else None
+        self.bias = nn.Parameter(init.draw([out_channels], *fans) * init.bias) if kernel and bias else None
+        taps = torch.as_tensor(resample_filter, dtype=torch.float32)
+        outer = (taps.ger(taps) / taps.sum().square())[None, None]
+        self.register_buffer("resample_filter", outer if up or down else None)
+        self.filter_padding = (len(resample_filter) - 1) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        pad = self.kernel // 2
+        if self.resample_filter is None:
+            return F.conv2d(x, self.weight, self.bias, padding=pad) if self.weight is not None else x
+        if self.fused_resample and self.down and self.weight is not None:
+            x = F.conv2d(x, self.weight, self.bias, padding=pad + self.filter_padding)
+            return ops.resample(x, self.resample_filter, down=True)
+        x = ops.resample(x, self.resample_filter, up=self.up, down=self.down, padding=self.filter_padding)
+        return F.conv2d(x, self.weight, self.bias, padding=pad) if self.weight is not None else x
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with at most 32 groups of at least four channels."""
+
+    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_groups = min(32, num_channels // 4)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def silu(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return ops.group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, scale_shift)
+
+
+class PositionalEmbedding(nn.Module):
+    """Sinusoids of c_noise at geometrically spaced frequencies (Vaswani et al. 2017): [B] -> [B, num_channels]."""
+
+    def __init__(self, num_channels: int, max_positions: int = 10000, endpoint: bool = False) -> None:
+        super().__init__()
+        self.num_channels, self.max_positions, self.endpoint = num_channels, max_positions, endpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.num_channels // 2
+        freqs = torch.arange(half, dtype=torch.float32, device=x.device) / (half - (1 if self.endpoint else 0))
+        angle = x.ger(((1 / self.max_positions) ** freqs).to(x.dtype))
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Random Fourier features of c_noise (Tancik et al. 2020, as in NCSN++): [B] -> [B, num_channels]."""
+
+    freqs: Tensor
+
+    def __init__(self, num_channels: int, scale: float = 16) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle = x.ger((2 * np.pi * self.freqs).to(x.dtype))
+        return torch.cat([angle.cos(), angle.sin()], dim=1)

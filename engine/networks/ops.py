@@ -1,0 +1,49 @@
+"""The small set of operations the networks are written in: plain torch, the reference of every faster backend."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    scale_shift: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """silu(GroupNorm(x)), or silu(shift + (1 + scale) * GroupNorm(x)).
+
+    x [B, C, *spatial] in any float dtype; weight, bias [C] in x's dtype; scale, shift [B, C, 1, 1].
+    """
+    y = F.group_norm(x, groups, weight, bias, eps)
+    if scale_shift is not None:
+        scale, shift = scale_shift
+        y = torch.addcmul(shift, y, scale + 1)
+    return F.silu(y)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax(q k^T / sqrt(C)) v over [B, heads, L, C], with the softmax accumulated in float32."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def resample(x: Tensor, filter: Tensor, *, up: bool = False, down: bool = False, padding: int = 0) -> Tensor:
+    """Depthwise resampling by two of x [B, C, H, W] with a separable low-pass filter [1, 1, k, k] that sums to 1.
+
+    The two-tap filter is a box: average pooling and pixel repetition compute the same thing
+    several times faster than a grouped convolution does on a CPU.
+    """
+    taps = filter.shape[-1]
+    if taps == 2 and padding == 0:
+        if up:
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        return F.avg_pool2d(x, 2) if down else x
+    channels = x.shape[1]
+    kernel = filter.to(x.dtype).expand(channels, 1, taps, taps)
+    if up:
+        return F.conv_transpose2d(x, kernel * 4, stride=2, padding=padding, groups=channels)
+    if down:
+        return F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
+    return x

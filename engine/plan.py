@@ -1,0 +1,147 @@
+"""Plan: a sampler bound to a preconditioning, compiled to an immutable float64 table with one row per evaluation.
+
+A row holds everything `advance` needs to go from "F has just been evaluated" to "the next network input is ready".
+Row 0 is BEGIN (there is no F yet); row k + 1 consumes evaluation k.
+"""
+
+import hashlib
+import math
+from dataclasses import astuple, dataclass, fields, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .preconditioning import Preconditioning
+
+if TYPE_CHECKING:
+    from .samplers import Sampler
+
+
+class Op(IntEnum):
+    """What a row does once D of its evaluation is known."""
+
+    BEGIN = 0  # x = begin_scale * latents
+    EULER = 1  # x = x + h * d
+    PREDICT = 2  # keep d; the next evaluation is at x + h * d
+    CORRECT = 3  # x = x + h * (w_0 * d + w_1 * d'), d' taken at x + h_predict * d
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. Arithmetic, per element and in this order (x_eval is where F was evaluated):
+
+        D      = c_skip * float32(x_eval / s) + c_out * F                        in float32
+        slope  = (slope_x * x_eval - slope_D * D) / slope_t                      in the state dtype, as all below
+        x      = the op's update
+        x      = ratio * x + std * eps(draw)                                     churn, not after PREDICT
+        net_in = c_in * float32(x_eval' / s_next)                                if ``evaluate``
+
+    EDM's slope (x - D) / t_hat has slope_x = slope_D = 1; multiplying by one is exact, so one formula serves all.
+    """
+
+    op: Op
+    sigma: float = math.nan  # noise level of the evaluation this row consumes; for people, not for arithmetic
+    c_skip: float = 0.0
+    c_out: float = 0.0
+    s: float = 1.0
+    begin_scale: float = 0.0
+    slope_x: float = 1.0
+    slope_D: float = 1.0
+    slope_t: float = 1.0
+    h: float = 0.0
+    h_predict: float = 0.0
+    w_0: float = 0.0
+    w_1: float = 0.0
+    ratio: float = 1.0
+    std: float = 0.0
+    draw: int = 0  # index of the churn noise, not counting the latents
+    evaluate: float = 0.0  # 1 if a network evaluation follows
+    s_next: float = 1.0
+    c_in: float = 0.0
+    c_noise: float = 0.0
+
+    def then(self, **changes: float) -> "Row":
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+class Plan:
+    """The compiled table of a sampler for one preconditioning.
+
+    Attributes: ``table`` float64 [nfe + 1, len(COLUMNS)], read-only; ``rows``, the same as records; ``nfe``, number
+    of network evaluations; ``sigmas``, their noise levels; ``steps``; ``stochastic``, whether any row adds noise.
+    Raises ValueError when a row breaks an invariant: a sampler that fills its table wrongly does not run.
+    """
+
+    def __init__(self, sampler: "Sampler", preconditioning: Preconditioning) -> None:
+        self.sampler, self.preconditioning = sampler, preconditioning
+        self.steps = sampler.steps
+        rows = sampler.rows(preconditioning)
+        _check_order(rows)
+        self.rows = _precondition(rows, preconditioning)
+        _check_numbers(self.rows)
+        self.nfe = len(self.rows) - 1
+        self.sigmas = tuple(row.sigma for row in self.rows[1:])
+        self.stochastic = any(row.std != 0 for row in self.rows)
+        self.table = np.array([astuple(row) for row in self.rows], dtype=np.float64)
+        self.table.setflags(write=False)
+        self.digest = hashlib.sha256(self.table.tobytes()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __str__(self) -> str:
+        shown = ("sigma", "c_skip", "c_out", "h", "std", "c_in", "c_noise")
+        lines = [f"{self.sampler}", f"{self.steps} steps, {self.nfe} network evaluations"]
+        lines.append(f"{'row':>4} {'op':<8}" + "".join(f"{name:>13}" for name in shown))
+        for index, row in enumerate(self.rows):
+            lines.append(f"{index:>4} {row.op.name:<8}" + "".join(f"{getattr(row, name):>13.6g}" for name in shown))
+        return "\n".join(lines)
+
+
+def _precondition(rows: list[Row], preconditioning: Preconditioning) -> list[Row]:
+    """Fill in what the solver does not decide: c_skip and c_out of each evaluation, c_in and c_noise of the next."""
+    sigma = torch.tensor([row.sigma for row in rows[1:]], dtype=torch.float64).to(torch.float32)
+    c_skip, c_out, c_in, c_noise = (c.tolist() for c in preconditioning.coefficients(sigma))
+    filled = list(rows)
+    for k in range(len(rows) - 1):
+        s = rows[k + 1].s
+        filled[k] = filled[k].then(evaluate=1.0, s_next=s, c_in=c_in[k], c_noise=c_noise[k])
+        filled[k + 1] = filled[k + 1].then(c_skip=c_skip[k], c_out=c_out[k])
+    return filled
+
+
+def _check_order(rows: list[Row]) -> None:
+    """BEGIN comes first and only there; a CORRECT finishes what the PREDICT before it began."""
+    ops = [row.op for row in rows]
+    if len(ops) < 2 or [index for index, op in enumerate(ops) if op is Op.BEGIN] != [0]:
+        raise ValueError(
+            f"the rows are {[op.name for op in ops]}; a plan has one BEGIN row, its first, and then others"
+        )
+    for index, (op, following) in enumerate(zip(ops, [*ops[1:], None], strict=True)):
+        if (op is Op.PREDICT) != (following is Op.CORRECT):
+            raise ValueError(f"row {index} ({op.name}): every PREDICT is followed by a CORRECT, and no other row is")
+
+
+def _check_numbers(rows: list[Row]) -> None:
+    """Every number finite, steps towards less noise, weights that sum to one."""
+    for index, row in enumerate(rows):
+        what = f"row {index} ({row.op.name})"
+        for name in COLUMNS:
+            if not math.isfinite(getattr(row, name)) and not (name == "sigma" and row.op is Op.BEGIN):
+                raise ValueError(f"{what}: {name} is {getattr(row, name)}; allowed: a finite number")
+        if row.std < 0 or row.slope_t == 0 or row.s == 0 or row.s_next == 0:
+            raise ValueError(f"{what}: std = {row.std}, slope_t = {row.slope_t}, s = {row.s}; std >= 0, others not 0")
+        if row.h > 0:
+            raise ValueError(f"{what}: h = {row.h}; a step goes towards less noise, h <= 0")
+        if row.op is Op.CORRECT and row.w_0 + row.w_1 != 1:
+            raise ValueError(f"{what}: w_0 + w_1 = {row.w_0 + row.w_1}; the weights of a corrected step sum to 1")
+        if row.op is Op.PREDICT and (row.std != 0 or row.ratio != 1):
+            raise ValueError(f"{what}: std = {row.std}, ratio = {row.ratio}; PREDICT adds no noise")

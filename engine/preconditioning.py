@@ -1,0 +1,170 @@
+"""The four preconditionings of the EDM paper's Table 1, and Direct for a network that is already a denoiser.
+
+    D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma))          (equation 7)
+
+A preconditioning is a small frozen record: it holds numbers, never tensors, so plans built from it can be hashed.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Coefficients(NamedTuple):
+    """c_skip, c_out, c_in and c_noise for each sigma, float32, in sigma's shape and on its device."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+class Preconditioning(ABC):
+    """How a network F becomes a denoiser D, and the noise levels it was trained for."""
+
+    @property
+    @abstractmethod
+    def sigma_range(self) -> tuple[float, float]:
+        """The smallest and largest noise level the network supports."""
+
+    @abstractmethod
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """Table 1, "network and preconditioning". sigma: float32, any shape."""
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest noise level the network knows; the identity where it knows all of them."""
+        return sigma
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """Correctly rounded float32 square root; torch's own is an ulp off on CPUs where MKL takes a slower path."""
+    return x.to(torch.float64).sqrt().to(x.dtype)
+
+
+@dataclass(frozen=True)
+class EDM(Preconditioning):
+    """Karras et al. 2022. sigma_data is the standard deviation of the training data."""
+
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+    sigma_data: float = 0.5
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        return self.sigma_min, self.sigma_max
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        total = sigma**2 + self.sigma_data**2
+        root = _sqrt(total)
+        return Coefficients(
+            c_skip=self.sigma_data**2 / total,
+            c_out=sigma * self.sigma_data / root,
+            c_in=1 / root,
+            c_noise=sigma.log() / 4,
+        )
+
+
+@dataclass(frozen=True)
+class VP(Preconditioning):
+    """Variance preserving, Song et al. 2021. c_noise is the continuous time scaled to the trained steps M."""
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    M: int = 1000
+    epsilon_t: float = 1e-5
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        return self.sigma(self.epsilon_t), self.sigma(1.0)
+
+    def sigma(self, t: float) -> float:
+        return math.sqrt(math.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t))
+
+    def sigma_inv(self, sigma: Tensor) -> Tensor:
+        return ((self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()).sqrt() - self.beta_min) / self.beta_d
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        c_in = 1 / _sqrt(sigma**2 + 1)
+        return Coefficients(torch.ones_like(sigma), -sigma, c_in, (self.M - 1) * self.sigma_inv(sigma))
+
+
+@dataclass(frozen=True)
+class VE(Preconditioning):
+    """Variance exploding, Song et al. 2021."""
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        return self.sigma_min, self.sigma_max
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        one = torch.ones_like(sigma)
+        return Coefficients(one, sigma, one, (0.5 * sigma).log())
+
+
+@dataclass(frozen=True)
+class IDDPM(Preconditioning):
+    """Improved DDPM, Nichol & Dhariwal 2021: M discrete noise levels u_j of the cosine schedule.
+
+    The network may have more output channels than the image (its learned variances); only the first are read.
+    """
+
+    C_1: float = 0.001
+    C_2: float = 0.008
+    M: int = 1000
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        u = self.levels()
+        return u[self.M - 1].item(), u[0].item()
+
+    def levels(self) -> Tensor:
+        """u_0 > u_1 > ... > u_M = 0, float32 [M + 1]."""
+        return _iddpm_levels(self.C_1, self.C_2, self.M)
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        """The index j of the level nearest to each sigma, int64."""
+        u = self.levels().to(sigma.device)
+        return (sigma.to(torch.float32)[..., None] - u).abs().argmin(-1)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        return self.levels().to(sigma.device)[self.nearest(sigma)].to(sigma.dtype)
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        c_in = 1 / _sqrt(sigma**2 + 1)
+        c_noise = (self.M - 1 - self.nearest(sigma)).to(torch.float32)
+        return Coefficients(torch.ones_like(sigma), -sigma, c_in, c_noise)
+
+
+@lru_cache(maxsize=8)
+def _iddpm_levels(C_1: float, C_2: float, M: int) -> Tensor:
+    """The recursion of Table 1 (iDDPM, time steps), accumulated in float32 as the published networks have it."""
+    j = torch.arange(M + 1)
+    alpha_bar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
+    u = torch.zeros(M + 1)
+    for i in range(M, 0, -1):
+        u[i - 1] = ((u[i] ** 2 + 1) / (alpha_bar[i - 1] / alpha_bar[i]).clip(min=C_1) - 1).sqrt()
+    return u
+
+
+@dataclass(frozen=True)
+class Direct(Preconditioning):
+    """The network is itself a denoiser, D(x; sigma) = F(x; sigma): closed-form denoisers, wrapped foreign models."""
+
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        return self.sigma_min, self.sigma_max
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        one = torch.ones_like(sigma)
+        return Coefficients(torch.zeros_like(sigma), one, one, sigma)

@@ -1,0 +1,158 @@
+"""The trainer: EDM loss, Adam, EMA, mixed precision, checkpoints that resume to the same next step."""
+
+import copy
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from ..files import atomic_path
+from ..networks.precision import cast_network
+from .augment import Augment
+from .loss import EDMLoss
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a training run computes; stored in its checkpoints and in the weights."""
+
+    network: dict[str, Any]
+    batch_size: int = 64
+    lr: float = 1e-3
+    warmup_images: int = 20_000
+    ema_halflife_images: int = 30_000
+    augment_p: float = 0.12
+    seed: int = 0
+    dtype: str = "bfloat16"
+    loss: EDMLoss = field(default_factory=EDMLoss)
+
+
+class Trainer:
+    """Trains a Denoiser on images [N, C, H, W] float32 in [-1, 1] with labels [N] int64.
+
+    Float32 master weights; a copy in ``config.dtype`` does the work and is refreshed once a step. The batch, noise
+    and augmentation of a step depend on (seed, step) alone, so a resumed run continues as if never stopped.
+    """
+
+    def __init__(
+        self, config: TrainConfig, images: Tensor, labels: Tensor, device: str = "cpu", compile: bool = True
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.device = config, torch.device(device)
+        self.images, self.labels = images, labels
+        self.master = Denoiser.from_config(config.network).to(self.device)
+        self.ema = copy.deepcopy(self.master).eval().requires_grad_(False)
+        self.worker = copy.deepcopy(self.master)
+        cast_network(self.worker.model, getattr(torch, config.dtype))
+        self.optimizer = torch.optim.Adam(self.master.parameters(), lr=config.lr, fused=True)
+        self.augment = Augment(config.augment_p)
+        self.step = 0
+        self._loss = torch.compile(config.loss) if compile else config.loss
+        self._pairs = list(zip(self.master.parameters(), self.worker.parameters(), strict=True))
+
+    @property
+    def images_seen(self) -> int:
+        return self.step * self.config.batch_size
+
+    def run(self, images: int) -> Iterator[dict[str, float]]:
+        """Train until ``images`` images were seen in all; yields one record a step (step, images, loss)."""
+        while self.images_seen < images:
+            loss = self.train_step()
+            yield {"step": self.step, "images": self.images_seen, "loss": loss}
+
+    def train_step(self) -> float:
+        self._set_lr()
+        batch = [tensor.to(self.device) for tensor in self.batch(self.step)]
+        loss = self._loss(self.worker, *batch).mean()
+        loss.backward()
+        for master, worker in self._pairs:
+            master.grad = None if worker.grad is None else worker.grad.to(torch.float32)
+            worker.grad = None
+        self.optimizer.step()
+        with torch.no_grad():
+            for master, worker in self._pairs:
+                worker.copy_(master)
+        self.step += 1
+        self._update_ema()
+        return loss.item()
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(images, eps, sigma, one-hot class_labels, augment_labels) of one step."""
+        config = self.config
+        generator = torch.Generator().manual_seed((config.seed << 32) + step)
+        index = self._indices(step)
+        images, augment_labels = self.augment(self.images[index], generator)
+        eps = torch.randn(images.shape, generator=generator)
+        sigma = config.loss.sigma(len(index), generator)
+        one_hot = torch.nn.functional.one_hot(self.labels[index], self.master.label_dim).float()
+        return images, eps, sigma, one_hot, augment_labels
+
+    def _indices(self, step: int) -> Tensor:
+        """Every epoch visits all images once, in an order drawn from (seed, epoch); the ragged end is dropped."""
+        per_epoch = len(self.images) // self.config.batch_size
+        epoch, position = divmod(step, per_epoch)
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + (1 << 31) + epoch)
+        order = torch.randperm(len(self.images), generator=generator)
+        return order[position * self.config.batch_size :][: self.config.batch_size]
+
+    def _set_lr(self) -> None:
+        warmth = min(1.0, (self.images_seen + self.config.batch_size) / self.config.warmup_images)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * warmth
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        halflife = min(self.config.ema_halflife_images, 0.05 * self.images_seen)
+        beta = 0.5 ** (self.config.batch_size / max(halflife, 1e-8))
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.master.parameters()), 1 - beta)
+
+    def save(self, path: Path) -> None:
+        state = {
+            "config": asdict(self.config),
+            "step": self.step,
+            "master": self.master.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint. Raises ValueError if it was written with another config."""
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        if state["config"] != asdict(self.config):
+            changed = [k for k, v in asdict(self.config).items() if state["config"].get(k) != v]
+            raise ValueError(f"{path} was trained with another {', '.join(changed)}; give the same, or another folder")
+        self.master.load_state_dict(state["master"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        with torch.no_grad():
+            for master, worker in self._pairs:
+                worker.copy_(master)
+
+
+class Log:
+    """Appends the mean loss and speed of every ``every`` steps to a JSON-lines file."""
+
+    def __init__(self, path: Path, every: int = 50) -> None:
+        self.path, self.every = path, every
+        self._losses: list[float] = []
+        self._since = time.perf_counter()
+
+    def add(self, record: dict[str, float], batch_size: int) -> None:
+        self._losses.append(record["loss"])
+        if len(self._losses) < self.every:
+            return
+        seconds = time.perf_counter() - self._since
+        mean = sum(self._losses) / len(self._losses)
+        line = record | {"loss": mean, "images_per_second": len(self._losses) * batch_size / seconds}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._losses, self._since = [], time.perf_counter()

@@ -1,0 +1,186 @@
+"""What a caller sees: shapes, dtypes, one image a seed whatever the batch, and errors of one line."""
+
+import copy
+
+import pytest
+import torch
+
+import engine
+from engine.networks import SongUNet
+from engine.preconditioning import EDM
+from tests.helpers import Wavy, wavy
+
+SAMPLER = engine.samplers.edm(steps=3)
+
+
+def draw(denoiser=None, **arguments):
+    return engine.sample(denoiser or wavy(EDM(), (2, 4, 6)), **({"sampler": SAMPLER, "seeds": [1, 2, 3]} | arguments))
+
+
+def test_shapes_and_dtypes():
+    images = draw()
+    assert images.shape == (3, 2, 4, 6)
+    assert images.dtype == torch.float32
+    assert draw(output_dtype=torch.float64).dtype == torch.float64
+    assert draw(wavy(EDM(), (5,))).shape == (3, 5)
+    assert draw(wavy(EDM(), (2, 4, 3, 5))).shape == (3, 2, 4, 3, 5)
+
+
+@pytest.mark.parametrize("churn", [0.0, 15.0])
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_seed_gives_the_same_bits_in_any_batch(churn, state_dtype, dtype):
+    denoiser = wavy(EDM(), (3, 8, 8), label_dim=4)
+    sampler = engine.samplers.edm(steps=4, S_churn=churn)
+    seeds = [7, 2**64 - 1, 12, 0, 99]
+    options = {"sampler": sampler, "state_dtype": state_dtype, "dtype": dtype}
+    together = draw(denoiser, seeds=seeds, **options)
+    assert torch.equal(draw(denoiser, seeds=seeds[::-1], **options).flip(0), together)
+    assert torch.equal(draw(denoiser, seeds=seeds, batch_size=2, **options), together)
+    for i, seed in enumerate(seeds):
+        assert torch.equal(draw(denoiser, seeds=[seed], **options)[0], together[i])
+
+
+def test_a_convolutional_network_in_any_batch():
+    """The guarantee for whole images covers float32 UNets of torch's CPU convolutions one image at a time."""
+    torch.manual_seed(0)
+    network = SongUNet(16, 1, 1, model_channels=16, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8])
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    denoiser = engine.Denoiser(network, EDM()).eval()
+    together = draw(denoiser, batch_size=1)
+    assert torch.equal(draw(denoiser, seeds=[3, 1], batch_size=1), together[[2, 0]])
+    torch.testing.assert_close(draw(denoiser), together, rtol=0, atol=2e-4)
+
+
+def test_class_labels_in_all_their_forms():
+    denoiser = wavy(EDM(), (2, 4, 6), label_dim=3)
+    expected = draw(denoiser, class_labels=[2, 2, 2])
+    assert torch.equal(draw(denoiser, class_labels=2), expected)
+    assert torch.equal(draw(denoiser, class_labels=torch.tensor([2, 2, 2])), expected)
+    assert torch.equal(draw(denoiser, class_labels=torch.tensor(2)), expected)
+    assert torch.equal(draw(denoiser, class_labels=torch.eye(3)[[2, 2, 2]]), expected)
+    assert not torch.equal(draw(denoiser, class_labels=[2, 2, 1])[2], expected[2])
+    assert torch.equal(draw(denoiser, class_labels=[2, 2, 1])[:2], expected[:2])
+
+
+def test_without_a_class_each_seed_draws_its_own():
+    denoiser = wavy(EDM(), (2, 4, 6), label_dim=3)
+    drawn = engine.noise.uniform_int(range(300), 3)
+    assert set(drawn) == {0, 1, 2}
+    assert torch.equal(draw(denoiser, seeds=range(9)), draw(denoiser, seeds=range(9), class_labels=drawn[:9]))
+
+
+def test_the_callers_denoiser_is_left_alone():
+    denoiser = wavy(EDM(), (2, 4, 6)).train()
+    before = copy.deepcopy(denoiser.state_dict())
+    draw(denoiser, dtype=torch.bfloat16)
+    draw(denoiser)
+    assert denoiser.training
+    assert denoiser.dtype == torch.float32
+    assert all(torch.equal(before[key], value) for key, value in denoiser.state_dict().items())
+
+
+def test_an_engine_repeats_itself_and_shares_parameters():
+    denoiser = wavy(EDM(), (2, 4, 6))
+    prepared = engine.Engine(denoiser, sampler=SAMPLER)
+    first = prepared.sample(seeds=[1, 2])
+    assert torch.equal(prepared.sample(seeds=[1, 2]), first)
+    assert torch.equal(draw(denoiser, seeds=[1, 2]), first)
+    assert prepared.denoiser.model.gain.data_ptr() == denoiser.model.gain.data_ptr()
+
+
+def test_latents_are_scaled_inside():
+    latents = torch.randn(2, 2, 4, 6, generator=torch.Generator().manual_seed(0))
+    same = draw(seeds=None, latents=latents)
+    assert torch.equal(draw(seeds=[5, 6], latents=latents), same)
+    normals = engine.noise.normal([5, 6], 0, (2, 4, 6))
+    assert torch.equal(draw(seeds=[5, 6]), draw(seeds=None, latents=normals))
+
+
+def test_progress_goes_to_stderr(capsys):
+    draw(progress=True)
+    assert "sampling" in capsys.readouterr().err
+
+
+class Failing(Wavy):
+    def forward(self, x, c_noise):
+        out = super().forward(x, c_noise)
+        out[1, 0, 0, 0] = torch.nan
+        return out
+
+
+def test_a_non_finite_sample_is_named():
+    denoiser = engine.Denoiser(Failing(), EDM(), img_shape=(2, 4, 6))
+    with pytest.raises(engine.NonFiniteError, match=r"seed 22 became non-finite at row 1 .* torch.float32"):
+        draw(denoiser, seeds=[11, 22, 33])
+
+
+class Cropped(Wavy):
+    def forward(self, x, c_noise):
+        return x[..., 1:]
+
+
+LATENTS = torch.zeros(3, 2, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seeds": None}, "seeds and latents are both None"),
+        ({"seeds": []}, "seeds is empty; allowed: at least one seed"),
+        ({"seeds": [3, 4, 3]}, "seeds contains 3 more than once"),
+        ({"seeds": [-1]}, r"seeds contains -1; allowed: integers in \[0, 2\*\*64\)"),
+        ({"seeds": [2**64]}, "seeds contains 18446744073709551616"),
+        ({"seeds": [0.5]}, r"seeds is \[0.5\]; allowed: a sequence of integers"),
+        ({"latents": LATENTS[:2]}, r"latents has shape \[2, 2, 4, 6\]; allowed: \[3, 2, 4, 6\]"),
+        ({"noise": "torch"}, "noise is 'torch'; allowed: 'philox' or a tensor"),
+        (
+            {"noise": torch.zeros(2, 3, 2, 4, 6)},
+            r"noise has shape .*; allowed: \[3, 3, 2, 4, 6\], or more draws",
+        ),
+        ({"class_labels": 1}, "class_labels is 1; allowed: None, the network is unconditional"),
+        ({"backend": "tpu"}, "backend is 'tpu'; allowed: auto, "),
+        (
+            {"state_dtype": torch.float16},
+            "state_dtype is torch.float16; allowed: torch.float64, torch.float32",
+        ),
+        ({"dtype": torch.int8}, "dtype is torch.int8; allowed: torch.float32"),
+        ({"output_dtype": torch.uint8}, "output_dtype is torch.uint8; allowed: a floating dtype"),
+        ({"batch_size": 0}, "batch_size is 0; allowed: an integer from 1"),
+        ({"denoiser": Wavy()}, "denoiser is a Wavy; allowed: an engine.Denoiser"),
+        (
+            {"seeds": None, "latents": LATENTS, "sampler": engine.samplers.edm(3, S_churn=9)},
+            "seeds is None; a sampler that adds noise needs seeds, or a noise tensor",
+        ),
+        (
+            {"denoiser": engine.Denoiser(Cropped(), EDM(), img_shape=(2, 4, 6))},
+            r"the network returned shape \[3, 2, 4, 5\] for an input of shape \[3, 2, 4, 6\]",
+        ),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        draw(**arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (3, "class_labels contains 3; allowed: 0 to 2"),
+        ([0, 1], r"class_labels has 2 entries; allowed: one int, or one a sample \(3\)"),
+        (torch.zeros(3, 4), r"class_labels has shape \[3, 4\]; allowed: finite \[3, 3\]"),
+        (torch.full((3, 3), torch.nan), r"class_labels has shape \[3, 3\]; allowed: finite"),
+        ("cat", "class_labels is 'cat'; allowed: an int"),
+        (1.5, "class_labels is 1.5; allowed: an int"),
+    ],
+)
+def test_bad_labels(labels, message):
+    with pytest.raises(ValueError, match=message):
+        draw(wavy(EDM(), (2, 4, 6), label_dim=3), class_labels=labels)
+
+
+def test_labels_are_needed_without_seeds():
+    with pytest.raises(ValueError, match="class_labels is None; without seeds"):
+        draw(wavy(EDM(), (2, 4, 6), label_dim=3), seeds=None, latents=LATENTS)

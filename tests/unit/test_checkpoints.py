@@ -1,0 +1,67 @@
+"""Checkpoints: what is saved is what is loaded, and a wrong file is refused in one line."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import engine
+from engine.checkpoints import read_metadata
+
+CONFIG = {
+    "class_name": "EDMPrecond",
+    "img_resolution": 16,
+    "img_channels": 1,
+    "label_dim": 3,
+    "model_type": "SongUNet",
+    "model_channels": 8,
+    "channel_mult": [1],
+    "num_blocks": 1,
+    "augment_dim": 9,
+}
+
+
+@pytest.fixture
+def denoiser():
+    torch.manual_seed(0)
+    return engine.Denoiser.from_config(CONFIG).eval()
+
+
+def test_round_trip(denoiser, tmp_path):
+    path = tmp_path / "net.safetensors"
+    engine.save(denoiser, path, notes={"author": "me"})
+    loaded = engine.load(path)
+    assert not loaded.training
+    assert loaded.config == CONFIG
+    assert read_metadata(path)["author"] == "me"
+    x = torch.randn(2, 1, 16, 16)
+    assert torch.equal(loaded(x, 0.5), denoiser(x, 0.5))
+    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+def test_half_precision_files_load_as_float32(denoiser, tmp_path):
+    engine.save(denoiser, tmp_path / "net.safetensors", dtype=torch.float16)
+    loaded = engine.load(tmp_path / "net.safetensors")
+    assert loaded.dtype == torch.float32
+    for key, value in denoiser.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value.half().float())
+
+
+def test_errors(denoiser, tmp_path):
+    with pytest.raises(ValueError, match="'mnist' is neither a file nor a shipped network; shipped: fashion-mnist"):
+        engine.load("mnist")
+    junk = tmp_path / "junk.safetensors"
+    junk.write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(ValueError, match=r"junk.safetensors is not a safetensors file"):
+        engine.load(junk)
+    save_file({"a": torch.zeros(1)}, junk)
+    with pytest.raises(ValueError, match="format None; allowed"):
+        engine.load(junk)
+    engine.save(denoiser, junk)
+    metadata = read_metadata(junk) | {"config": json.dumps(CONFIG | {"model_channels": 16})}
+    save_file(denoiser.state_dict(), junk, metadata)
+    with pytest.raises(ValueError, match="tensors do not fit the config"):
+        engine.load(junk)
+    with pytest.raises(ValueError, match="denoiser has no config"):
+        engine.save(engine.Denoiser(denoiser.model, denoiser.preconditioning), junk)

@@ -1,0 +1,155 @@
+"""Plans: the table says what the paper says, and refuses to be built wrongly."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from engine import Plan, samplers
+from engine.plan import COLUMNS, Op, Row
+from engine.preconditioning import EDM, IDDPM, VE, VP
+from engine.samplers import Sampler
+
+
+def test_heun_plan_of_the_paper():
+    plan = Plan(samplers.edm(steps=18), EDM())
+    assert plan.nfe == 35
+    assert plan.steps == 18
+    assert not plan.stochastic
+    assert [row.op for row in plan.rows[:4]] == [Op.BEGIN, Op.PREDICT, Op.CORRECT, Op.PREDICT]
+    assert plan.rows[-1].op is Op.EULER  # the last step ends at sigma = 0, where there is nothing to correct with
+    levels = [80.0, *plan.sigmas[1::2]]
+    expected = [(80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(18)]
+    assert levels == pytest.approx(expected, rel=1e-12)
+    assert plan.rows[0].begin_scale == pytest.approx(80.0)
+    assert plan.rows[0].c_noise == pytest.approx(math.log(80) / 4)
+    assert plan.rows[-1].evaluate == 0
+    assert plan.table.shape == (36, len(COLUMNS))
+
+
+def test_euler_has_one_evaluation_a_step():
+    plan = Plan(samplers.edm(steps=7, solver="euler"), EDM())
+    assert plan.nfe == 7
+    assert {row.op for row in plan.rows[1:]} == {Op.EULER}
+
+
+def test_churn_follows_algorithm_2():
+    sampler = samplers.edm(steps=18, S_churn=40, S_tmin=0.05, S_tmax=50, S_noise=1.003)
+    plan = Plan(sampler, EDM())
+    assert plan.stochastic
+    gamma = min(40 / 18, math.sqrt(2) - 1)
+    steps = [row for row in plan.rows if row.op is not Op.PREDICT][:-1]
+    for i, row in enumerate(steps):
+        t = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+        inside = 0.05 <= t <= 50
+        expected = math.sqrt((t + gamma * t) ** 2 - t**2) * 1.003 if inside else 0.0
+        assert row.std == pytest.approx(expected, rel=1e-9)
+        assert row.draw == i
+
+
+def test_one_step_goes_straight_to_zero():
+    plan = Plan(samplers.edm(steps=1), EDM())
+    assert plan.nfe == 1
+    assert plan.sigmas == (pytest.approx(80.0),)
+    assert plan.rows[1].op is Op.EULER
+    assert plan.rows[1].h == pytest.approx(-80.0)
+
+
+@pytest.mark.parametrize("pre", [VP(), VE(), IDDPM(), EDM(sigma_min=0.01, sigma_max=40)])
+def test_sigmas_are_clamped_to_the_network(pre):
+    plan = Plan(samplers.edm(steps=12, sigma_min=1e-6, sigma_max=1e6), pre)
+    low, high = pre.sigma_range
+    assert plan.sigmas[0] == pytest.approx(high, rel=1e-12)
+    assert min(plan.sigmas) == pytest.approx(low, rel=1e-12)
+
+
+def test_iddpm_evaluates_only_at_its_levels():
+    pre = IDDPM()
+    sigmas = torch.tensor(Plan(samplers.edm(S_churn=20), pre).sigmas, dtype=torch.float64)
+    assert torch.equal(pre.round_sigma(sigmas), sigmas)
+
+
+def test_plans_are_values():
+    plan, same, other = (Plan(samplers.edm(steps=n), EDM()) for n in (5, 5, 6))
+    assert plan == same
+    assert hash(plan) == hash(same)
+    assert plan != other
+    with pytest.raises(ValueError, match="read-only"):
+        plan.table[0, 0] = 1
+    text = str(plan)
+    assert "9 network evaluations" in text
+    assert "PREDICT" in text
+    assert np.array_equal(plan.table[:, COLUMNS.index("sigma")][1:], plan.sigmas)
+
+
+@dataclass(frozen=True)
+class Handmade(Sampler):
+    made: tuple[Row, ...]
+    steps: int = 1
+
+    def rows(self, preconditioning):
+        return list(self.made)
+
+
+BEGIN = Row(Op.BEGIN, begin_scale=2.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([Row(Op.EULER, sigma=1.0, h=-1.0)], "one BEGIN row"),
+        ([BEGIN, BEGIN], "one BEGIN row"),
+        ([BEGIN], "one BEGIN row, its first, and then others"),
+        ([BEGIN, Row(Op.EULER, sigma=1.0, h=1.0)], "h = 1.0; a step goes towards less noise"),
+        ([BEGIN, Row(Op.EULER, sigma=1.0, h=math.nan)], "h is nan; allowed: a finite number"),
+        ([BEGIN, Row(Op.EULER, sigma=math.inf, h=-1.0)], "c_noise is inf; allowed: a finite number"),
+        ([BEGIN, Row(Op.EULER, sigma=1.0, slope_t=0.0, h=-1.0)], "slope_t = 0.0"),
+        ([BEGIN.then(std=-1.0), Row(Op.EULER, sigma=1.0, h=-1.0)], "std = -1.0"),
+        (
+            [BEGIN, Row(Op.CORRECT, sigma=1.0, h=-1.0, w_0=0.5, w_1=0.5)],
+            "followed by a CORRECT, and no other row is",
+        ),
+        (
+            [BEGIN, Row(Op.PREDICT, sigma=2.0, h=-1.0), Row(Op.CORRECT, sigma=1.0, h=-1.0, w_0=0.5, w_1=0.6)],
+            "w_0 \\+ w_1 = 1.1",
+        ),
+        ([BEGIN, Row(Op.PREDICT, sigma=2.0, h=-1.0)], "every PREDICT is followed by a CORRECT"),
+        (
+            [
+                BEGIN,
+                Row(Op.PREDICT, sigma=2.0, h=-1.0, std=0.5),
+                Row(Op.CORRECT, sigma=1.0, h=-1.0, w_0=0.5, w_1=0.5),
+            ],
+            "PREDICT adds no noise",
+        ),
+    ],
+)
+def test_a_wrong_table_is_not_a_plan(rows, message):
+    with pytest.raises(ValueError, match=message):
+        Plan(Handmade(tuple(rows)), EDM())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps is 0; allowed: an integer from 1"),
+        ({"steps": 2.5}, "steps is 2.5; allowed: an integer from 1"),
+        ({"sigma_min": -1.0}, "sigma_min is -1.0; allowed: a finite number above 0"),
+        ({"sigma_max": 0.001}, "sigma_max is 0.001; allowed: a finite number above sigma_min = 0.002"),
+        ({"sigma_max": math.nan}, "sigma_max is nan"),
+        ({"rho": 0}, "rho is 0; allowed"),
+        ({"S_churn": -1}, "S_churn is -1; allowed: a number from 0"),
+        ({"S_tmin": 2.0, "S_tmax": 1.0}, "S_tmax is 1.0; allowed: at least S_tmin = 2.0"),
+        ({"solver": "rk4"}, "solver is 'rk4'; allowed: 'heun', 'euler'"),
+    ],
+)
+def test_sampler_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.edm(**arguments)
+
+
+def test_a_range_outside_the_network_is_refused():
+    with pytest.raises(ValueError, match="sigma_min, sigma_max is"):
+        Plan(samplers.edm(sigma_min=200, sigma_max=300), VE())

@@ -1,0 +1,113 @@
+"""Table 1 of the EDM paper, written a second time in float64."""
+
+import math
+
+import pytest
+import torch
+
+from engine import Denoiser
+from engine.preconditioning import EDM, IDDPM, VE, VP, Direct
+
+SIGMA = torch.tensor([0.002, 0.03, 0.5, 1.0, 7.7, 80.0])
+
+
+@pytest.mark.parametrize("sigma", SIGMA.tolist())
+def test_formulas(sigma):
+    def check(pre, c_skip, c_out, c_in, c_noise):
+        got = [c.item() for c in pre.coefficients(torch.tensor([sigma], dtype=torch.float32))]
+        assert got == pytest.approx([c_skip, c_out, c_in, c_noise], rel=2e-6, abs=2e-6)
+
+    s2 = sigma**2
+    root = math.sqrt(s2 + 0.25)
+    check(EDM(), 0.25 / (s2 + 0.25), sigma * 0.5 / root, 1 / root, math.log(sigma) / 4)
+    check(VE(), 1, sigma, 1, math.log(sigma / 2))
+    t = (math.sqrt(0.1**2 + 2 * 19.9 * math.log1p(s2)) - 0.1) / 19.9
+    got = VP().coefficients(torch.tensor([sigma], dtype=torch.float32))
+    assert [c.item() for c in got[:3]] == pytest.approx([1, -sigma, 1 / math.sqrt(s2 + 1)], rel=1e-6)
+    assert got.c_noise.item() == pytest.approx(999 * t, rel=1e-3, abs=0.02)  # float32 log(1 + sigma^2)
+    check(Direct(), 0, 1, 1, sigma)
+
+
+def test_vp_sigma_and_its_inverse():
+    for t in (0.01, 0.3, 1.0):
+        sigma = VP().sigma(t)
+        assert sigma == pytest.approx(math.sqrt(math.exp(0.5 * 19.9 * t * t + 0.1 * t) - 1), rel=1e-12)
+        assert VP().sigma_inv(torch.tensor(sigma, dtype=torch.float64)).item() == pytest.approx(t, rel=1e-9)
+    assert VP().sigma_range == pytest.approx((0.00100, 152.17), rel=1e-3)
+
+
+def test_iddpm_levels_and_rounding():
+    pre = IDDPM()
+    u = pre.levels().double()
+    assert len(u) == 1001
+    assert u[-1] == 0
+    assert (u[:-1] > u[1:]).all()
+    # the closed form where the clip of the recursion is not active: sigma^2 = (1 - abar) / abar
+    abar = torch.sin(torch.arange(1001, dtype=torch.float64) / 1000 * math.pi / 2 / 1.008) ** 2 / (
+        math.sin(math.pi / 2 / 1.008) ** 2
+    )
+    torch.testing.assert_close(u[40:1000], ((1 - abar) / abar)[40:1000].sqrt(), rtol=2e-3, atol=0)
+    between = (u[300] * 0.9 + u[301] * 0.1).reshape(1)
+    assert pre.round_sigma(between).item() == u[300].item()
+    assert pre.coefficients(u[[300, 999]].float()).c_noise.tolist() == [699, 0]
+    assert pre.sigma_range == (u[999].item(), u[0].item())
+
+
+def test_from_config_builds_all_four_published_classes():
+    tiny = {
+        "img_resolution": 16,
+        "img_channels": 3,
+        "model_channels": 32,
+        "channel_mult": [1],
+        "num_blocks": 1,
+    }
+    for class_name, kind in {
+        "VPPrecond": VP,
+        "VEPrecond": VE,
+        "iDDPMPrecond": IDDPM,
+        "EDMPrecond": EDM,
+    }.items():
+        denoiser = Denoiser.from_config({"class_name": class_name, "model_type": "SongUNet", "label_dim": 2, **tiny})
+        assert type(denoiser.preconditioning) is kind
+        out = denoiser(torch.randn(2, 3, 16, 16), torch.tensor([0.5, 3.0]), torch.eye(2))
+        assert out.shape == (2, 3, 16, 16)
+        assert out.dtype == torch.float32
+    assert (
+        Denoiser.from_config({"class_name": "EDMPrecond", **tiny, "sigma_data": 0.7}).preconditioning.sigma_data == 0.7
+    )
+
+
+def test_denoiser_is_equation_7():
+    config = {"class_name": "EDMPrecond", "img_resolution": 16, "img_channels": 1, "model_type": "SongUNet"}
+    denoiser = Denoiser.from_config(config | {"model_channels": 8, "channel_mult": [1], "num_blocks": 1}).eval()
+    assert any(key == "model.enc.16x16_block0.conv0.weight" for key in denoiser.state_dict())
+    x, sigma = torch.randn(2, 1, 16, 16), torch.tensor([0.5, 3.0])
+    c_skip, c_out, c_in, c_noise = (c[:, None, None, None] for c in denoiser.preconditioning.coefficients(sigma))
+    expected = c_skip * x + c_out * denoiser.model(c_in * x, c_noise.flatten())
+    assert torch.equal(denoiser(x, sigma), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_name": "Precond"}, "class_name is 'Precond'; allowed: VPPrecond"),
+        ({"model_type": "UNet"}, "model_type is 'UNet'; allowed: SongUNet, DhariwalUNet"),
+        ({"img_resolution": 0}, "img_resolution is 0; allowed: an integer from 1"),
+        ({"model_chanels": 8}, "model_chanels is not a keyword of EDMPrecond or DhariwalUNet"),
+    ],
+)
+def test_config_errors(change, message):
+    config = {"class_name": "EDMPrecond", "img_resolution": 16, "img_channels": 1}
+    with pytest.raises(ValueError, match=message):
+        Denoiser.from_config(config | change)
+
+
+def test_a_network_with_the_wrong_output_shape_is_refused():
+    class Wrong(torch.nn.Module):
+        def forward(self, x, c_noise):
+            return x[:, :, 1:]
+
+    with pytest.raises(ValueError, match=r"the network returned shape \[1, 1, 3, 4\] for an input of shape"):
+        Denoiser(Wrong(), Direct(), img_shape=(1, 4, 4))(torch.zeros(1, 1, 4, 4), 1.0)
+    with pytest.raises(ValueError, match="give img_shape"):
+        Denoiser(Wrong(), Direct())

@@ -1,0 +1,149 @@
+"""The trainer: the paper's loss, augmentation that does not leak, resuming to the same bits."""
+
+import gzip
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from engine.training import Augment, EDMLoss, TrainConfig, Trainer
+from engine.training.data import fashion_mnist, read_idx
+
+NETWORK = {
+    "class_name": "EDMPrecond",
+    "img_resolution": 16,
+    "img_channels": 1,
+    "label_dim": 2,
+    "model_type": "SongUNet",
+    "model_channels": 8,
+    "channel_mult": [1],
+    "num_blocks": 1,
+    "attn_resolutions": [],
+    "augment_dim": 9,
+    "dropout": 0.0,
+}
+
+
+def trainer(**options):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 2
+    images = (labels * 2.0 - 1)[:, None, None, None] * 0.8 + 0.1 * torch.randn(40, 1, 16, 16, generator=generator)
+    config = TrainConfig(network=NETWORK, **({"batch_size": 8, "warmup_images": 80, "dtype": "float32"} | options))
+    return Trainer(config, images.clamp(-1, 1), labels, compile=False)
+
+
+def test_training_learns():
+    learner = trainer(lr=3e-3)
+    losses = [record["loss"] for record in learner.run(960)]
+    assert learner.step == 120
+    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resuming_continues_to_the_same_bits(dtype, tmp_path):
+    straight = trainer(dtype=dtype)
+    list(straight.run(80))
+    first = trainer(dtype=dtype)
+    list(first.run(40))
+    first.save(tmp_path / "checkpoint.pt")
+    second = trainer(dtype=dtype)
+    second.resume(tmp_path / "checkpoint.pt")
+    assert second.images_seen == 40
+    list(second.run(80))
+    for kind in ("master", "ema"):
+        expected, got = (getattr(t, kind).state_dict() for t in (straight, second))
+        assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_another_config_is_refused(tmp_path):
+    trainer().save(tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="was trained with another lr"):
+        trainer(lr=1.0).resume(tmp_path / "checkpoint.pt")
+
+
+def test_epochs_visit_every_image_once():
+    learner = trainer()
+    first, second = ([learner._indices(step) for step in range(a, a + 5)] for a in (0, 5))
+    assert torch.cat(first).sort().values.tolist() == list(range(40))
+    assert torch.cat(first).tolist() != torch.cat(second).tolist()
+
+
+def test_loss_is_table_1():
+    images, eps = torch.randn(2, 64, 1, 4, 4).unbind(0)
+    sigma = EDMLoss().sigma(64, torch.Generator().manual_seed(0))
+    seen = {}
+
+    def denoiser(x, s, labels, augment):
+        seen["noisy"] = x
+        return x * 0
+
+    loss = EDMLoss()(denoiser, images, eps, sigma, None, None)
+    weight = (sigma.double() ** 2 + 0.25) / (sigma.double() * 0.5) ** 2
+    torch.testing.assert_close(loss.double(), weight * images.double().square().mean((1, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(seen["noisy"], images + sigma[:, None, None, None] * eps)
+    many = EDMLoss().sigma(200_000, torch.Generator().manual_seed(1)).log()
+    assert many.mean().item() == pytest.approx(-1.2, abs=0.02)
+    assert many.std().item() == pytest.approx(1.2, abs=0.02)
+
+
+def test_no_augmentation_at_zero_conditioning():
+    images = torch.rand(400, 1, 32, 32) * 2 - 1
+    out, labels = Augment(p=0.12)(images, torch.Generator().manual_seed(0))
+    assert labels.shape == (400, 9)
+    untouched = labels.abs().sum(1) == 0
+    assert 0.2 < untouched.float().mean() < 0.4  # 0.5 (flip) * 0.88^4 * (1 - 0.06)
+    assert torch.equal(out[untouched], images[untouched])
+    changed = (out != images).flatten(1).any(1)
+    assert torch.equal(changed, ~untouched)  # and no transform without a label
+
+
+def test_augmentations_move_pixels_where_they_say():
+    image = torch.full((1, 1, 32, 32), -1.0)
+    image[:, :, 10:14, 18:22] = 1.0  # a blob up and to the right, far from the border that is reflected
+    images = image.expand(3000, 1, 32, 32).clone()
+    out, labels = Augment(p=0.3)(images, torch.Generator().manual_seed(0))
+    grid = torch.arange(32) + 0.5 - 16
+    mass = (out + 1).clamp(min=0)
+    x = (mass * grid).sum((1, 2, 3)) / mass.sum((1, 2, 3))
+    y = (mass * grid[:, None]).sum((1, 2, 3)) / mass.sum((1, 2, 3))
+
+    def only(*columns):
+        rest = [c for c in range(9) if c not in columns]
+        return (labels[:, rest] == 0).all(1) & (labels[:, list(columns)] != 0).any(1)
+
+    torch.testing.assert_close(x[only(0)], torch.full_like(x[only(0)], -4.0), rtol=0, atol=0.01)
+    torch.testing.assert_close(y[only(1)], torch.full_like(y[only(1)], 4.0), rtol=0, atol=0.01)
+    small = only(7, 8) & (labels[:, 7:].abs().amax(1) < 0.8)
+    assert small.sum() > 20
+    torch.testing.assert_close(x[small], 4 + 4 * labels[small, 7], rtol=0, atol=0.1)
+    torch.testing.assert_close(y[small], -4 + 4 * labels[small, 8], rtol=0, atol=0.1)
+    shrunk = only(2) & (labels[:, 2] < 0) & (labels[:, 2] > -2)
+    torch.testing.assert_close(x[shrunk], 4 * 2 ** (0.2 * labels[shrunk, 2]), rtol=0, atol=0.1)
+    turned = only(3, 4) & (labels[:, 3] > -0.8)
+    cos, sin = labels[turned, 3] + 1, labels[turned, 4]
+    torch.testing.assert_close(x[turned], 4 * cos + 4 * sin, rtol=0, atol=0.1)
+    assert math.isclose(labels[:, 0].mean(), 0.5, abs_tol=0.05)
+
+
+def write_idx(path, array, magic=b"\x00\x00\x08"):
+    header = magic + bytes([array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def test_fashion_mnist_files(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
+    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", pixels)
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.arange(6, dtype=np.uint8))
+    images, labels = fashion_mnist(tmp_path, "test")
+    assert images.shape == (6, 1, 32, 32)
+    assert labels.tolist() == list(range(6))
+    assert torch.equal(((images[:, 0, 2:-2, 2:-2] + 1) * 127.5).round().to(torch.uint8), torch.tensor(pixels))
+    assert (images[:, :, 0] == -1).all()
+    with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
+        fashion_mnist(tmp_path, "train")
+    with pytest.raises(ValueError, match="split is 'dev'"):
+        fashion_mnist(tmp_path, "dev")
+    write_idx(tmp_path / "bad.gz", pixels, magic=b"\x00\x00\x0d")
+    with pytest.raises(ValueError, match="expected an idx file"):
+        read_idx(tmp_path / "bad.gz")
