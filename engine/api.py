@@ -90,12 +90,11 @@ class Engine:
         return images
 
     def _run(self, plan: Plan, job: Job, batch: slice, tick: Callable[[], None]) -> Tensor:
-        table = torch.tensor(plan.table, device=self.device)
-        shape = (batch.stop - batch.start, *job.shape)
         state = State.allocate(
-            shape,
-            table,
-            job.noise_source(batch, self.device),
+            torch.tensor(plan.table, device=self.device),
+            plan.slots,
+            job.batch_noise(batch, self.device),
+            torch.zeros(batch.stop - batch.start, dtype=torch.int64, device=self.device),
             state_dtype=self.state_dtype,
             net_dtype=self.denoiser.dtype,
         )

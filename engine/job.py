@@ -10,7 +10,7 @@ from torch import Tensor
 from . import noise as normals
 from .denoiser import Denoiser
 from .plan import Plan
-from .state import NoiseSource, PhiloxNoise, TensorNoise
+from .state import Noise, seed_bits
 
 Seeds = Sequence[int] | Tensor | range
 Labels = int | Sequence[int] | Tensor | None
@@ -57,15 +57,19 @@ class Job:
             raise ValueError("seeds is None; a sampler that adds noise needs seeds, or a noise tensor")
         return cls(count, shape, checked_seeds, latents, draws, _labels(labels, count, denoiser, checked_seeds))
 
-    def noise_source(self, batch: slice, device: torch.device) -> NoiseSource:
+    def batch_noise(self, batch: slice, device: torch.device) -> Noise:
         """Latents and churn noise for samples ``batch`` of the job, on ``device``."""
-        given = None if self.latents is None else self.latents[batch].to(device)
-        if self.noise is None and self.seeds is not None:
-            return PhiloxNoise(self.seeds[batch], self.shape, device, given)
-        if given is None:
-            assert self.seeds is not None
-            given = normals.normal(self.seeds[batch], 0, self.shape, device=device)
-        return TensorNoise(given, None if self.noise is None else self.noise[:, batch].to(device))
+
+        def on_device(buffer: Tensor) -> Tensor:
+            buffer = buffer if buffer.dtype in (torch.float32, torch.float64) else buffer.to(torch.float32)
+            return buffer.to(device).contiguous()
+
+        return Noise(
+            shape=self.shape,
+            seeds=None if self.seeds is None else seed_bits(self.seeds[batch], device),
+            latents=None if self.latents is None else on_device(self.latents[batch]),
+            eps=None if self.noise is None else on_device(self.noise[:, batch]),
+        )
 
     def name(self, sample: int) -> str:
         """How to call a sample in a message."""

@@ -23,9 +23,13 @@ class Op(IntEnum):
     """What a row does once D of its evaluation is known."""
 
     BEGIN = 0  # x = begin_scale * latents
-    EULER = 1  # x = x + h * d
-    PREDICT = 2  # keep d; the next evaluation is at x + h * d
-    CORRECT = 3  # x = x + h * (w_0 * d + w_1 * d'), d' taken at x + h_predict * d
+    EULER = 1  # x = x + h * slope
+    PREDICT = 2  # slot 0 = slope, x stays; the next evaluation is at x + h * slope
+    CORRECT = 3  # x = x + h * (w_0 * slot 0 + w_1 * slope), slope taken at x + h_predict * slot 0
+    LINEAR = 4  # x = a linear combination of x, D and the slots; up to two slots are written
+
+
+SLOTS = 4  # state-sized buffers a plan may use at most: a slope, a base point, history
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Row:
         net_in = c_in * float32(x_eval' / s_next)                                if ``evaluate``
 
     EDM's slope (x - D) / t_hat has slope_x = slope_D = 1; multiplying by one is exact, so one formula serves all.
+    Noise with std = 0 is neither drawn nor added.
+
+    LINEAR forms x_from_x * x + x_from_D * D + x_from_0 * slot 0 + ... from left to right, leaving out the terms whose
+    coefficient is 0 (their slot is not read). The same sums with keep_from_* and store_from_* go to the slots
+    ``keep_slot`` and ``store_slot`` (-1: none); all three read the values from before the row.
     """
 
     op: Op
@@ -54,6 +63,22 @@ class Row:
     h_predict: float = 0.0
     w_0: float = 0.0
     w_1: float = 0.0
+    x_from_x: float = 0.0
+    x_from_D: float = 0.0
+    x_from_0: float = 0.0
+    x_from_1: float = 0.0
+    x_from_2: float = 0.0
+    x_from_3: float = 0.0
+    keep_slot: int = -1
+    keep_from_x: float = 0.0
+    keep_from_D: float = 0.0
+    keep_from_0: float = 0.0
+    keep_from_1: float = 0.0
+    keep_from_2: float = 0.0
+    keep_from_3: float = 0.0
+    store_slot: int = -1
+    store_from_x: float = 0.0
+    store_from_D: float = 0.0
     ratio: float = 1.0
     std: float = 0.0
     draw: int = 0  # index of the churn noise, not counting the latents
@@ -67,13 +92,17 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
+X_FROM, KEEP_FROM, STORE_FROM = (
+    tuple(name for name in COLUMNS if name.startswith(prefix)) for prefix in ("x_from_", "keep_from_", "store_from_")
+)
 
 
 class Plan:
     """The compiled table of a sampler for one preconditioning.
 
     Attributes: ``table`` float64 [nfe + 1, len(COLUMNS)], read-only; ``rows``, the same as records; ``nfe``, number
-    of network evaluations; ``sigmas``, their noise levels; ``steps``; ``stochastic``, whether any row adds noise.
+    of network evaluations; ``sigmas``, their noise levels; ``steps``; ``stochastic``, whether any row adds noise;
+    ``slots``, how many state-sized buffers the rows use beside x.
     Raises ValueError when a row breaks an invariant: a sampler that fills its table wrongly does not run.
     """
 
@@ -86,6 +115,7 @@ class Plan:
         _check_numbers(self.rows)
         self.nfe = len(self.rows) - 1
         self.sigmas = tuple(row.sigma for row in self.rows[1:])
+        self.slots = max(_slots_used(row) for row in self.rows)
         self.stochastic = any(row.std != 0 for row in self.rows)
         self.table = np.array([astuple(row) for row in self.rows], dtype=np.float64)
         self.table.setflags(write=False)
@@ -118,6 +148,14 @@ def _precondition(rows: list[Row], preconditioning: Preconditioning) -> list[Row
     return filled
 
 
+def _slots_used(row: Row) -> int:
+    """One more than the highest slot a row reads or writes."""
+    if row.op in (Op.PREDICT, Op.CORRECT):
+        return 1
+    read = [j for names in (X_FROM, KEEP_FROM) for j, name in enumerate(names[2:]) if getattr(row, name) != 0]
+    return max([*read, row.keep_slot, row.store_slot]) + 1
+
+
 def _check_order(rows: list[Row]) -> None:
     """BEGIN comes first and only there; a CORRECT finishes what the PREDICT before it began."""
     ops = [row.op for row in rows]
@@ -143,5 +181,11 @@ def _check_numbers(rows: list[Row]) -> None:
             raise ValueError(f"{what}: h = {row.h}; a step goes towards less noise, h <= 0")
         if row.op is Op.CORRECT and row.w_0 + row.w_1 != 1:
             raise ValueError(f"{what}: w_0 + w_1 = {row.w_0 + row.w_1}; the weights of a corrected step sum to 1")
+        if not (-1 <= row.keep_slot < SLOTS and -1 <= row.store_slot < SLOTS):
+            raise ValueError(f"{what}: keep_slot = {row.keep_slot}, store_slot = {row.store_slot}; -1 to {SLOTS - 1}")
+        if row.keep_slot == row.store_slot != -1:
+            raise ValueError(f"{what}: keep_slot and store_slot are both {row.keep_slot}; two slots, or -1")
+        if row.op is Op.LINEAR and not any(getattr(row, name) for name in X_FROM):
+            raise ValueError(f"{what}: every x_from_* is 0; at least one is not")
         if row.op is Op.PREDICT and (row.std != 0 or row.ratio != 1):
             raise ValueError(f"{what}: std = {row.std}, ratio = {row.ratio}; PREDICT adds no noise")

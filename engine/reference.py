@@ -8,15 +8,17 @@ library is an ulp off.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .plan import COLUMNS, Op
+from .plan import COLUMNS, KEEP_FROM, STORE_FROM, X_FROM, Op
 from .preconditioning import Preconditioning
 from .state import State
 
+Value = Callable[[str], float]
+Scalar = Callable[[str, torch.dtype], Tensor]
 _INDEX = {name: index for index, name in enumerate(COLUMNS)}
 
 
@@ -72,7 +74,7 @@ def algorithm2(
 def advance(F: Tensor | None, state: State, k: int) -> None:
     """Consume F of each sample's row ``base_row[b] + k`` and prepare the next network input; see `plan.Row`.
 
-    F: [B, >=C, *spatial] in any float dtype, any layout; None if every row is BEGIN. Writes x, d, net_in, c_noise
+    F: [B, >=C, *spatial] in any float dtype, any layout; None if every row is BEGIN. Writes x, slots, net_in, c_noise
     and bad_row of ``state`` in place.
     """
     rows = (state.base_row + k).tolist()
@@ -94,36 +96,52 @@ def _advance_row(F: Tensor | None, state: State, row: int, samples: list[int]) -
         return state.table[row, _INDEX[name]].to(dtype)
 
     op = Op(int(value("op")))
-    x, d = state.x[pick], state.d[pick]
+    x = state.x[pick]
     if op is Op.BEGIN:
-        x_next = state.noise.latents()[pick].to(dtype) * scalar("begin_scale", dtype)
+        x_next = state.noise.begin(samples).to(dtype) * scalar("begin_scale", dtype)
     else:
         assert F is not None
-        x_eval = x + scalar("h_predict", dtype) * d if op is Op.CORRECT else x
+        x_eval = x + scalar("h_predict", dtype) * state.slots[0, pick] if op is Op.CORRECT else x
         D = _denoised(F[pick], x_eval, scalar).to(dtype)
-        slope = (scalar("slope_x", dtype) * x_eval - scalar("slope_D", dtype) * D) / scalar("slope_t", dtype)
-        if op is Op.CORRECT:
-            x_next = x + scalar("h", dtype) * (scalar("w_0", dtype) * d + scalar("w_1", dtype) * slope)
+        if op is Op.LINEAR:
+            terms = [x, D, *state.slots[:, pick]]
+            x_next = _combine(X_FROM, terms, value, scalar)
+            written = {int(value("keep_slot")): KEEP_FROM, int(value("store_slot")): STORE_FROM}
+            sums = {slot: _combine(names, terms, value, scalar) for slot, names in written.items() if slot >= 0}
+            for slot, total in sums.items():
+                state.slots[slot, pick] = total
         else:
-            x_next = x + scalar("h", dtype) * slope
-        if op is Op.PREDICT:
-            state.d[pick] = slope
+            slope = (scalar("slope_x", dtype) * x_eval - scalar("slope_D", dtype) * D) / scalar("slope_t", dtype)
+            if op is Op.CORRECT:
+                total = scalar("w_0", dtype) * state.slots[0, pick] + scalar("w_1", dtype) * slope
+                x_next = x + scalar("h", dtype) * total
+            else:
+                x_next = x + scalar("h", dtype) * slope
+            if op is Op.PREDICT:
+                state.slots[0, pick] = slope
     if op is not Op.PREDICT:
         x_next = scalar("ratio", dtype) * x_next
         if value("std") != 0:
-            eps = state.noise.eps(int(value("draw")), samples).to(dtype)
+            eps = state.noise.step(int(value("draw")), samples).to(dtype)
             x_next = x_next + scalar("std", dtype) * eps
         state.x[pick] = x_next
     if value("evaluate"):
         net_in = _input_dtype(x_next / scalar("s_next", dtype), state.net_in.dtype)
-        state.net_in[pick] = (scalar("c_in", net_in.dtype) * net_in).to(state.net_in.dtype)
+        net_in = (scalar("c_in", net_in.dtype) * net_in).to(state.net_in.dtype)
+        state.net_in[pick, : x.shape[1]] = net_in
         state.c_noise[pick] = scalar("c_noise", torch.float32)
     broken = ~torch.isfinite(x_next).flatten(1).all(1)
     first = broken & (state.bad_row[pick] < 0)
     state.bad_row[pick] = torch.where(first, row, state.bad_row[pick])
 
 
-def _denoised(F: Tensor, x_eval: Tensor, scalar: Callable[[str, torch.dtype], Tensor]) -> Tensor:
+def _combine(names: Sequence[str], terms: list[Tensor], value: Value, scalar: Scalar) -> Tensor:
+    """Sum of coefficient times term from left to right, without the terms whose coefficient is 0."""
+    products = [scalar(name, t.dtype) * t for name, t in zip(names, terms, strict=False) if value(name) != 0]
+    return sum(products[1:], start=products[0]) if products else torch.zeros_like(terms[0])
+
+
+def _denoised(F: Tensor, x_eval: Tensor, scalar: Scalar) -> Tensor:
     """D = c_skip * x + c_out * F in float32 (float64 for a float64 network)."""
     x = _input_dtype(x_eval / scalar("s", x_eval.dtype), F.dtype)
     F = F[:, : x.shape[1]].to(x.dtype)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,89 +9,85 @@ from torch import Tensor
 from . import noise
 
 
-class NoiseSource(Protocol):
-    """Standard normals for the samples of one batch."""
-
-    def latents(self) -> Tensor:
-        """[B, C, *spatial], unit variance."""
-
-    def eps(self, draw: int, samples: Sequence[int]) -> Tensor:
-        """Churn noise ``draw`` of some samples of the batch, [len(samples), C, *spatial]."""
-
-
 @dataclass(frozen=True)
-class PhiloxNoise:
-    """Counter-based noise: draw 0 of a seed is its latent (unless ``given``), draw i + 1 the noise of step i."""
+class Noise:
+    """Standard normals for one batch: from the samples' seeds, from buffers the caller brought, or some of each.
 
-    seeds: Sequence[int]
+    seeds: int64 [B] on the device (the bit pattern of a 64-bit seed), or None. Draw 0 of a seed is its latent, draw
+    i + 1 the noise of step i. latents [B, C, *spatial] replaces draw 0; eps [draws, B, C, *spatial] the others. Buffers
+    are contiguous, float32 or float64.
+    """
+
     shape: tuple[int, ...]
-    device: torch.device
-    given: Tensor | None = None
+    seeds: Tensor | None = None
+    latents: Tensor | None = None
+    eps: Tensor | None = None
 
-    def latents(self) -> Tensor:
-        if self.given is not None:
-            return self.given
-        return noise.normal(self.seeds, 0, self.shape, device=self.device)
+    def begin(self, samples: Sequence[int]) -> Tensor:
+        """The latents of some samples of the batch, [len(samples), C, *spatial]."""
+        return self.latents[list(samples)] if self.latents is not None else self._draw(0, samples)
 
-    def eps(self, draw: int, samples: Sequence[int]) -> Tensor:
-        return noise.normal([self.seeds[b] for b in samples], draw + 1, self.shape, device=self.device)
+    def step(self, draw: int, samples: Sequence[int]) -> Tensor:
+        """Churn noise ``draw`` of some samples of the batch, [len(samples), C, *spatial]."""
+        return self.eps[draw, list(samples)] if self.eps is not None else self._draw(draw + 1, samples)
+
+    def _draw(self, draw: int, samples: Sequence[int]) -> Tensor:
+        assert self.seeds is not None  # neither seeds nor a buffer: refused before any work
+        seeds = [seed % 2**64 for seed in self.seeds[list(samples)].tolist()]
+        return noise.normal(seeds, draw, self.shape, device=self.seeds.device)
 
 
-@dataclass(frozen=True)
-class TensorNoise:
-    """Noise the caller brought: latents [B, C, *spatial] and churn noise [draws, B, C, *spatial]."""
-
-    given: Tensor
-    draws: Tensor | None
-
-    def latents(self) -> Tensor:
-        return self.given
-
-    def eps(self, draw: int, samples: Sequence[int]) -> Tensor:
-        assert self.draws is not None  # a stochastic plan without noise is refused before any work
-        return self.draws[draw, list(samples)]
+def seed_bits(seeds: Sequence[int], device: torch.device) -> Tensor:
+    """64-bit seeds as int64 [B] of the same bit pattern."""
+    return torch.tensor([seed - (seed >> 63 << 64) for seed in seeds], dtype=torch.int64, device=device)
 
 
 @dataclass
 class State:
     """Buffers of one batch, written in place by ``advance``.
 
-    x: the solver's state [B, C, *spatial] in the state dtype (x_hat of the paper: after churn).
-    d: the slope kept by PREDICT for CORRECT, like x.
-    net_in: the next network input, network dtype, channels_last when 4-D; c_noise: its noise label, float32 [B].
+    x: the solver's state [B, C, *spatial], contiguous, float64 or float32 (x_hat of the paper: after churn).
+    slots: [plan.slots, B, C, *spatial] like x: the slope of PREDICT, the history of LINEAR rows.
+    net_in: the next network input in the network's dtype, contiguous or channels_last; it may have more channels than
+    x, which stay zero. c_noise: its noise label, float32 [B].
     table: a plan's table on the device, float64; base_row: int64 [B], sample b reads row base_row[b] + k.
     bad_row: int64 [B], the first row after which sample b was not finite, -1 while all is well.
     """
 
     x: Tensor
-    d: Tensor
+    slots: Tensor
     net_in: Tensor
     c_noise: Tensor
     table: Tensor
     base_row: Tensor
     bad_row: Tensor
-    noise: NoiseSource
+    noise: Noise
 
     @classmethod
     def allocate(
         cls,
-        shape: Sequence[int],
         table: Tensor,
-        noise: NoiseSource,
+        slots: int,
+        noise: Noise,
+        base_row: Tensor,
         *,
         state_dtype: torch.dtype,
         net_dtype: torch.dtype,
+        layout: torch.memory_format = torch.channels_last,
+        net_channels: int | None = None,
     ) -> "State":
-        """Buffers for a batch of shape [B, C, *spatial] on the table's device."""
-        device, batch = table.device, shape[0]
-        layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        """Buffers for one sample an entry of base_row; layout is net_in's and applies to 4-D inputs."""
+        device, batch, (channels, *spatial) = table.device, len(base_row), noise.shape
+        net_shape = (batch, net_channels or channels, *spatial)
         return cls(
-            x=torch.empty(*shape, dtype=state_dtype, device=device),
-            d=torch.empty(*shape, dtype=state_dtype, device=device),
-            net_in=torch.empty(*shape, dtype=net_dtype, device=device, memory_format=layout),
-            c_noise=torch.empty(batch, dtype=torch.float32, device=device),
+            x=torch.zeros(batch, channels, *spatial, dtype=state_dtype, device=device),
+            slots=torch.zeros(slots, batch, channels, *spatial, dtype=state_dtype, device=device),
+            net_in=torch.zeros(net_shape, dtype=net_dtype, device=device).to(
+                memory_format=layout if len(net_shape) == 4 else torch.contiguous_format
+            ),
+            c_noise=torch.zeros(batch, dtype=torch.float32, device=device),
             table=table,
-            base_row=torch.zeros(batch, dtype=torch.int64, device=device),
+            base_row=base_row,
             bad_row=torch.full([batch], -1, dtype=torch.int64, device=device),
             noise=noise,
         )

@@ -106,31 +106,3 @@ def test_gaussian_samples_have_the_moments_of_the_data():
     images = engine.sample(denoiser, seeds=range(4000), sampler=engine.samplers.edm(steps=40), batch_size=4000)
     assert (images.mean(0) - denoiser.model.mean).abs().max() < 4 * 0.5 / math.sqrt(4000)
     assert images.std(0) == pytest.approx(torch.full((1, 4, 4), 0.5).numpy(), abs=4 * 0.5 / math.sqrt(8000))
-
-
-def test_heterogeneous_rows_in_one_batch():
-    """Each sample at its own row of the table gives the bits of a batch in which all are at that row."""
-    from engine import reference
-    from engine.plan import Plan
-    from engine.state import PhiloxNoise, State
-
-    table = torch.tensor(Plan(engine.samplers.edm(steps=4, S_churn=10), EDM()).table)
-    generator = torch.Generator().manual_seed(3)
-    F = torch.randn(7, 3, 8, 6, generator=generator)
-    x, d = torch.randn(2, 7, 3, 8, 6, generator=generator, dtype=torch.float64).unbind(0)
-
-    def advanced(rows: list[int], samples: list[int]) -> State:
-        noise = PhiloxNoise(samples, (3, 8, 6), torch.device("cpu"))
-        shape = (len(samples), 3, 8, 6)
-        state = State.allocate(shape, table, noise, state_dtype=torch.float64, net_dtype=torch.float32)
-        state.x, state.d, state.base_row = x[samples].clone(), d[samples].clone(), torch.tensor(rows)
-        state.net_in.zero_()
-        reference.advance(F[samples], state, 0)
-        return state
-
-    rows = [0, 3, 7, 2, 3, 1, 0]
-    together = advanced(rows, list(range(7)))
-    for b, row in enumerate(rows):
-        alone = advanced([row], [b])
-        for name in ("x", "d", "net_in"):
-            assert torch.equal(getattr(together, name)[b], getattr(alone, name)[0])

@@ -1,0 +1,119 @@
+"""Every backend that runs here against the reference, to the bit, over everything ``advance`` may be handed."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine import reference
+from engine.backends import BACKENDS
+from engine.plan import Op
+from tests.cases import Case, assert_same_bits, check
+
+CPU = torch.device("cpu")
+HERE = [b for b in BACKENDS if not b.not_supported_reasons(CPU, torch.float64)]
+FAST = [b for b in HERE if b.name != "reference"]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+STATES = (torch.float64, torch.float32)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+backends = pytest.mark.parametrize("backend", FAST, ids=lambda b: b.name)
+
+
+@backends
+@pytest.mark.parametrize("state_dtype", STATES, ids=str)
+@pytest.mark.parametrize("net_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("noise", ["philox", "float32", "float64"])
+def test_all_ops_in_one_batch(backend, state_dtype, net_dtype, layout, noise):
+    for seed, churn in itertools.product(range(2), [True, False]):
+        ops = tuple(Op) * 2
+        check(backend, Case(ops, (3, 6, 6), state_dtype, net_dtype, layout, churn, noise, seed=seed))
+
+
+@backends
+@pytest.mark.parametrize("op", list(Op), ids=lambda op: op.name)
+@pytest.mark.parametrize(
+    "shape",
+    [(1,), (7,), (5, 9), (1, 1, 1), (3, 32, 32), (3, 5, 7), (1, 28, 28), (4, 16, 8), (13, 3, 3), (2, 3, 4, 5)],
+    ids=str,
+)
+def test_each_op_on_ragged_shapes(backend, op, shape):
+    for layout, dtype in zip(LAYOUTS, DTYPES, strict=False):
+        check(backend, Case((op,) * 3, shape, net_dtype=dtype, layout=layout, seed=1))
+
+
+@backends
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(("extra", "padded"), [(3, 0), (0, 1), (1, 5)])
+def test_more_channels_than_the_image(backend, layout, extra, padded):
+    for shape in [(3, 8, 8), (3, 5, 7)]:
+        check(backend, Case(tuple(Op), shape, layout=layout, extra_channels=extra, padded_channels=padded))
+
+
+@backends
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@given(
+    st.builds(
+        Case,
+        ops=st.lists(st.sampled_from(list(Op)), min_size=1, max_size=6).map(tuple),
+        shape=st.one_of(
+            st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 12)),
+            st.tuples(st.integers(1, 40)),
+        ),
+        state_dtype=st.sampled_from(STATES),
+        net_dtype=st.sampled_from(DTYPES),
+        layout=st.sampled_from(LAYOUTS),
+        churn=st.booleans(),
+        noise=st.sampled_from(["philox", "float32", "float64"]),
+        extra_channels=st.integers(0, 1),
+        padded_channels=st.integers(0, 1),
+        slots=st.integers(1, 4),
+        seed=st.integers(0, 2**31),
+    )
+)
+def test_hypothesis(backend, case):
+    check(backend, case)
+
+
+@pytest.mark.parametrize("backend", HERE, ids=lambda b: b.name)
+def test_the_first_non_finite_row_is_kept(backend):
+    F, state = Case((Op.EULER, Op.PREDICT, Op.CORRECT, Op.LINEAR), (3, 9, 9), churn=False).build()
+    F[1, 2, 8, 8] = torch.nan
+    F[3, 0, 0, 0] = torch.inf
+    backend.advance(F, state, 2)
+    first = state.bad_row.clone()
+    assert (first >= 0).tolist() == [False, True, False, True]
+    assert first[1] == state.base_row[1] + 2
+    F.fill_(torch.nan)
+    backend.advance(F, state, 1)
+    assert (state.bad_row >= 0).all()
+    assert torch.equal(state.bad_row[[1, 3]], first[[1, 3]])
+
+
+@pytest.mark.parametrize("backend", HERE, ids=lambda b: b.name)
+def test_a_sample_does_not_depend_on_the_others(backend):
+    """Each sample at its own row gives the bits it gives alone."""
+    F, state = Case(tuple(Op) * 2, (3, 8, 6)).build()
+    alone = []
+    for b in range(len(F)):
+        F_b, state_b = Case(tuple(Op) * 2, (3, 8, 6)).build()
+        state_b.x, state_b.slots = state_b.x[b : b + 1].clone(), state_b.slots[:, b : b + 1].clone()
+        state_b.net_in, state_b.c_noise = state_b.net_in[b : b + 1].clone(), state_b.c_noise[b : b + 1].clone()
+        state_b.base_row, state_b.bad_row = state_b.base_row[b : b + 1], state_b.bad_row[b : b + 1].clone()
+        object.__setattr__(state_b.noise, "seeds", state_b.noise.seeds[b : b + 1])
+        backend.advance(F_b[b : b + 1], state_b, 2)
+        alone.append(state_b)
+    backend.advance(F, state, 2)
+    for b, one in enumerate(alone):
+        assert_same_bits(state.x[b], one.x[0], "x")
+        assert_same_bits(state.slots[:, b], one.slots[:, 0], "slots")
+        assert_same_bits(state.net_in[b], one.net_in[0], "net_in")
+
+
+def test_reference_begins_without_a_network_output():
+    _, state = Case((Op.BEGIN,) * 2).build()
+    reference.advance(None, state, 2)
+    assert torch.isfinite(state.x).all()
