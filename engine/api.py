@@ -2,8 +2,9 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class Engine:
     state_dtype: the solver's, float64 or float32. output_dtype: of the images returned.
     backend: "auto" or a name from `engine.backends`. device: None keeps the denoiser's own.
     batch_size: samples evaluated together at most; None means 64.
+    on_nonfinite: what to do when a sample becomes infinite or NaN: "raise" `NonFiniteError`, or "rerun" that sample
+    alone with a float32 network (and raise if it happens again, or if the network is no half precision one).
 
     Raises ValueError naming the argument, what was given and what is allowed.
     """
@@ -53,6 +56,7 @@ class Engine:
         backend: str = "auto",
         device: torch.device | str | None = None,
         batch_size: int | None = None,
+        on_nonfinite: Literal["raise", "rerun"] = "raise",
     ) -> None:
         if not isinstance(denoiser, Denoiser):
             raise ValueError(f"denoiser is a {type(denoiser).__name__}; allowed: an engine.Denoiser")
@@ -62,12 +66,15 @@ class Engine:
             raise ValueError(f"output_dtype is {output_dtype}; allowed: a floating dtype (engine.to_uint8 makes bytes)")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; allowed: an integer from 1, or None")
+        _require_one_of("on_nonfinite", on_nonfinite, ("raise", "rerun"))
         self.sampler = sampler or edm()
         self.device = torch.device(device) if device is not None else _device_of(denoiser)
         self.backend = select(backend, self.device, state_dtype)
         self.state_dtype, self.output_dtype = state_dtype, output_dtype
         self.batch_size = batch_size or _DEFAULT_BATCH
         self.denoiser = _prepare(denoiser, dtype or denoiser.dtype, self.device)
+        self.on_nonfinite = on_nonfinite
+        self._source = denoiser  # what a rerun in float32 starts from
 
     def sample(
         self,
@@ -82,37 +89,48 @@ class Engine:
         """Draw one image a seed: [N, C, *spatial] in ``output_dtype`` on the engine's device. See `engine.sample`."""
         plan = Plan(sampler or self.sampler, self.denoiser.preconditioning)
         job = Job.check(self.denoiser, plan, seeds, latents, noise, class_labels)
-        batches = [slice(i, min(i + self.batch_size, job.count)) for i in range(0, job.count, self.batch_size)]
-        images = torch.empty(job.count, *job.shape, dtype=self.output_dtype, device=self.device)
+        batches = job.batches(self.batch_size)
+        images = torch.empty(len(job.positions), *job.shape, dtype=self.output_dtype, device=self.device)
         with _progress(progress, len(batches) * plan.nfe) as tick, torch.no_grad():
             for batch in batches:
-                images[batch] = self._run(plan, job, batch, tick).to(self.output_dtype)
+                images[list(batch.positions)] = self._run(plan, batch, tick).to(self.output_dtype)
         return images
 
-    def _run(self, plan: Plan, job: Job, batch: slice, tick: Callable[[], None]) -> Tensor:
+    def _run(self, plan: Plan, job: Job, tick: Callable[[], None]) -> Tensor:
+        """All samples of a job in one batch; the solver's final state."""
         state = State.allocate(
             torch.tensor(plan.table, device=self.device),
             plan.slots,
-            job.batch_noise(batch, self.device),
-            torch.zeros(batch.stop - batch.start, dtype=torch.int64, device=self.device),
+            job.noise_on(self.device),
+            torch.zeros(len(job.positions), dtype=torch.int64, device=self.device),
             state_dtype=self.state_dtype,
             net_dtype=self.denoiser.dtype,
         )
-        labels = None if job.labels is None else job.labels[batch].to(self.device)
+        labels = None if job.labels is None else job.labels.to(self.device)
         loop.run(lambda x, c: self.denoiser.call_network(x, c, labels), state, plan.nfe, self.backend, tick)
-        self._refuse_non_finite(state, job, batch)
+        broken = [sample for sample, row in enumerate(state.bad_row.tolist()) if row >= 0]
+        if broken:
+            state.x[broken] = self._rerun(plan, job, broken, state.bad_row)
         return state.x
 
-    def _refuse_non_finite(self, state: State, job: Job, batch: slice) -> None:
-        rows = state.bad_row.tolist()
-        broken = [(job.name(batch.start + b), row) for b, row in enumerate(rows) if row >= 0]
-        if broken:
-            what, row = broken[0]
-            others = f" (and {len(broken) - 1} more of this batch)" if len(broken) > 1 else ""
-            raise NonFiniteError(
-                f"{what}{others} became non-finite at row {row} of the plan; network dtype {self.denoiser.dtype}, "
-                f"state dtype {self.state_dtype}"
-            )
+    def _rerun(self, plan: Plan, job: Job, broken: list[int], bad_row: Tensor) -> Tensor:
+        """The samples that did not stay finite, each alone in float32, if that was asked for."""
+        first = broken[0]
+        what = (
+            f"{job.name(first)}{f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''} became non-finite at row "
+            f"{int(bad_row[first])} of the plan; network dtype {self.denoiser.dtype}, state dtype {self.state_dtype}"
+        )
+        if self.on_nonfinite == "raise" or self.denoiser.dtype not in (torch.float16, torch.bfloat16):
+            raise NonFiniteError(what)
+        warnings.warn(f"{what}; run again in float32", RuntimeWarning, stacklevel=4)
+        careful = Engine(
+            self._source,
+            dtype=torch.float32,
+            state_dtype=self.state_dtype,
+            backend=self.backend.name,
+            device=self.device,
+        )
+        return torch.cat([careful._run(plan, job.take([sample]), lambda: None) for sample in broken])
 
 
 def sample(
@@ -130,6 +148,7 @@ def sample(
     backend: str = "auto",
     device: torch.device | str | None = None,
     progress: bool = False,
+    on_nonfinite: Literal["raise", "rerun"] = "raise",
 ) -> Tensor:
     """Draw images from a denoiser, one a seed: [N, C, *spatial], in ``output_dtype``, on ``device``.
 
@@ -150,6 +169,7 @@ def sample(
         backend=backend,
         device=device,
         batch_size=batch_size,
+        on_nonfinite=on_nonfinite,
     )
     return engine.sample(seeds=seeds, latents=latents, noise=noise, class_labels=class_labels, progress=progress)
 

@@ -18,9 +18,12 @@ Labels = int | Sequence[int] | Tensor | None
 
 @dataclass(frozen=True)
 class Job:
-    """N samples: seeds or latents [N, C, *spatial], one-hot labels [N, label_dim], churn noise [draws, N, ...]."""
+    """N samples: seeds or latents [N, C, *spatial], one-hot labels [N, label_dim], churn noise [draws, N, ...].
 
-    count: int
+    positions: where each sample stands in what the caller asked for.
+    """
+
+    positions: tuple[int, ...]
     shape: tuple[int, ...]
     seeds: tuple[int, ...] | None
     latents: Tensor | None
@@ -55,25 +58,44 @@ class Job:
                 )
         elif plan.stochastic and checked_seeds is None:
             raise ValueError("seeds is None; a sampler that adds noise needs seeds, or a noise tensor")
-        return cls(count, shape, checked_seeds, latents, draws, _labels(labels, count, denoiser, checked_seeds))
+        return cls(
+            tuple(range(count)), shape, checked_seeds, latents, draws, _labels(labels, count, denoiser, checked_seeds)
+        )
 
-    def batch_noise(self, batch: slice, device: torch.device) -> Noise:
-        """Latents and churn noise for samples ``batch`` of the job, on ``device``."""
+    def take(self, samples: Sequence[int]) -> "Job":
+        """The job of some samples only."""
+        index = list(samples)
+        return Job(
+            positions=tuple(self.positions[i] for i in index),
+            shape=self.shape,
+            seeds=None if self.seeds is None else tuple(self.seeds[i] for i in index),
+            latents=None if self.latents is None else self.latents[index],
+            noise=None if self.noise is None else self.noise[:, index],
+            labels=None if self.labels is None else self.labels[index],
+        )
 
-        def on_device(buffer: Tensor) -> Tensor:
+    def batches(self, size: int) -> list["Job"]:
+        """The job cut into jobs of at most ``size`` samples, in order."""
+        count = len(self.positions)
+        return [self.take(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+    def noise_on(self, device: torch.device) -> Noise:
+        """Latents and churn noise of all samples, on ``device``."""
+
+        def move(buffer: Tensor) -> Tensor:
             buffer = buffer if buffer.dtype in (torch.float32, torch.float64) else buffer.to(torch.float32)
             return buffer.to(device).contiguous()
 
         return Noise(
             shape=self.shape,
-            seeds=None if self.seeds is None else seed_bits(self.seeds[batch], device),
-            latents=None if self.latents is None else on_device(self.latents[batch]),
-            eps=None if self.noise is None else on_device(self.noise[:, batch]),
+            seeds=None if self.seeds is None else seed_bits(self.seeds, device),
+            latents=None if self.latents is None else move(self.latents),
+            eps=None if self.noise is None else move(self.noise),
         )
 
     def name(self, sample: int) -> str:
         """How to call a sample in a message."""
-        return f"seed {self.seeds[sample]}" if self.seeds is not None else f"sample {sample}"
+        return f"seed {self.seeds[sample]}" if self.seeds is not None else f"sample {self.positions[sample]}"
 
 
 def _seeds(seeds: Seeds) -> tuple[int, ...]:

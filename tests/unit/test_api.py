@@ -116,6 +116,32 @@ def test_a_non_finite_sample_is_named():
         draw(denoiser, seeds=[11, 22, 33])
 
 
+class HalfBlind(Wavy):
+    """Overflows in half precision, and only for the sample whose noise is large."""
+
+    def forward(self, x, c_noise):
+        out = super().forward(x, c_noise)
+        large = (x.abs().amax((1, 2, 3)) > 2.4) & (c_noise > 1)  # c_noise > 1: the first evaluation only
+        return torch.where(large[:, None, None, None], out * 1000 * 1000, out)
+
+
+def test_rerun_in_float32():
+    denoiser = engine.Denoiser(HalfBlind(), EDM(), img_shape=(2, 4, 6))
+    with pytest.raises(engine.NonFiniteError, match=r"network dtype torch\.float16"):
+        draw(denoiser, seeds=range(12), dtype=torch.float16)
+    with pytest.warns(RuntimeWarning, match="run again in float32"):
+        images = draw(denoiser, seeds=range(12), dtype=torch.float16, on_nonfinite="rerun")
+    assert torch.isfinite(images).all()
+    half, single = (draw(wavy(EDM(), (2, 4, 6)), seeds=range(12), dtype=d) for d in (torch.float16, torch.float32))
+    from_half = (images == half).flatten(1).all(1)
+    assert 0 < from_half.sum() < 12
+    assert not torch.equal(half, single)
+    alone = torch.cat([draw(denoiser, seeds=[s], dtype=torch.float32) for s in range(12)])
+    assert torch.equal(images[~from_half], alone[~from_half])
+    with pytest.raises(ValueError, match="on_nonfinite is 'ignore'; allowed: raise, rerun"):
+        draw(denoiser, on_nonfinite="ignore")
+
+
 class Cropped(Wavy):
     def forward(self, x, c_noise):
         return x[..., 1:]
