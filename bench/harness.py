@@ -1,0 +1,118 @@
+"""What every benchmark shares: provenance, interleaved timing, the copy bandwidth, result files."""
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call: percentiles over rounds."""
+
+    p20: float
+    p50: float
+    p80: float
+
+
+def measure(calls: Mapping[str, Callable[[], object]], device: torch.device, seconds: float = 0.6) -> dict[str, Timing]:
+    """Time several variants round by round, so that a noisy neighbour hits all of them; each gets ~``seconds``."""
+    for call in calls.values():
+        call()
+    once = {name: max(_time(call, 1, device), 1e-7) for name, call in calls.items()}
+    repeats = {name: max(1, int(seconds / 15 / t)) for name, t in once.items()}
+    rounds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(15):
+        for name, call in calls.items():
+            rounds[name].append(_time(call, repeats[name], device))
+    return {name: Timing(*np.percentile(times, [20, 50, 80])) for name, times in rounds.items()}
+
+
+def _time(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            call()
+        stop.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(stop) / 1e3 / repeats
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - started) / repeats
+
+
+def copy_call(size: int, device: torch.device) -> tuple[Callable[[], object], int]:
+    """A plain copy of ``size`` bytes and the bytes it moves (read and written)."""
+    source = torch.zeros(size // 8, dtype=torch.float64, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source), 2 * source.numel() * 8
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Device, versions, commit and date: what a figure means nothing without."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit + ("+changes" if dirty else ""),
+        "date": date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = dict(part.split(":", 1) for part in reversed(lines) if ":" in part)
+    flags = {key.strip(): value for key, value in fields.items()}.get("flags", "").split()
+    widest = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags), "no AVX2")
+    name = {key.strip(): value.strip() for key, value in fields.items()}.get("model name", platform.processor())
+    return f"{name} ({widest})"
+
+
+def write(name: str, device: torch.device, rows: list[dict[str, Any]], notes: str) -> Path:
+    """bench/results/<name>-<device>-<date>.json and the same as a Markdown table; prints the table."""
+    record = {"benchmark": name, "provenance": provenance(device), "notes": notes, "rows": rows}
+    slug = "".join(c if c.isalnum() else "-" for c in record["provenance"]["device"].lower()).strip("-")
+    path = RESULTS / f"{name}-{slug}-{record['provenance']['date']}.json"
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    table = markdown(record)
+    path.with_suffix(".md").write_text(table)
+    print(table)
+    return path
+
+
+def markdown(record: dict[str, Any]) -> str:
+    facts = ", ".join(f"{key} {value}" for key, value in record["provenance"].items())
+    columns = list(record["rows"][0])
+    lines = [f"# {record['benchmark']}", "", f"{facts}.", "", record["notes"], ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row[c]) for c in columns) + " |" for row in record["rows"]]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Arguments every benchmark takes."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--threads", type=int, help="torch's threads; its default if not given")
+    return made
