@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt pyproject.toml constraints.txt $(wildcard csrc/*)
 
-.PHONY: sample test test-fast lint build bench test-gpu bench-gpu clean
+.PHONY: sample test lint build bench gpu-build test-gpu bench-gpu clean
 
 sample: build
 	$(BIN)/edm-engine sample --model fashion-mnist --seeds 0-63 --class 0-9 --steps 18 --S-churn 0 --out out/ --grid
@@ -26,6 +26,19 @@ $(STAMP): $(NATIVE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt scikit-build-core pybind11 ninja
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[test]"
 	touch $(STAMP)
+
+bench: build
+	$(BIN)/python -m bench.bench_advance
+
+# With a GPU: the machine's own Python with torch, triton, scikit-build-core and pybind11; nothing is downloaded.
+gpu-build:
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
+
+test-gpu: gpu-build
+	$(PYTHON) -m pytest tests/gpu tests/unit/test_advance.py
+
+bench-gpu: gpu-build
+	$(PYTHON) -m bench.bench_advance --device cuda
 
 clean:
 	rm -rf $(VENV) build out .mypy_cache .ruff_cache .pytest_cache

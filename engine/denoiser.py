@@ -32,6 +32,8 @@ class Denoiser(nn.Module):
     preconditioning: one of `engine.preconditioning`.
     img_shape: (C, *spatial) of one sample; by default from the model's ``in_channels`` and ``img_resolution``.
     label_dim: number of classes, 0 for an unconditional network; taken from the model's ``label_dim``.
+
+    ``config`` is the dict it was built from by `from_config`, ``class_names`` what a checkpoint calls its classes.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Denoiser(nn.Module):
         self.img_shape = tuple(img_shape)
         self.label_dim = int(getattr(model, "label_dim", 0)) if label_dim is None else label_dim
         self.config: dict[str, Any] | None = None
+        self.class_names: tuple[str, ...] | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Denoiser":

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ..denoiser import Denoiser
 from ..files import atomic_path
@@ -39,6 +39,7 @@ def load(name: str | Path, *, device: torch.device | str = "cpu") -> Denoiser:
         wrong = sorted(expected.items() ^ given.items())
         raise ValueError(f"{path}: tensors do not fit the config, first of {len(wrong)}: {wrong[0][0]} {wrong[0][1]}")
     denoiser.load_state_dict(state)
+    denoiser.class_names = tuple(json.loads(metadata["classes"])) if "classes" in metadata else None
     return denoiser.to(device).eval()
 
 
@@ -56,8 +57,18 @@ def save(
     if denoiser.config is None:
         raise ValueError("denoiser has no config; only one built by Denoiser.from_config or load can be saved")
     metadata = {**(notes or {}), "format": _FORMAT, "config": json.dumps(denoiser.config)}
+    if denoiser.class_names is not None:
+        metadata["classes"] = json.dumps(denoiser.class_names)
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in denoiser.state_dict().items()}
     with atomic_path(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def annotate(path: Path, notes: Mapping[str, str]) -> None:
+    """Add notes (a measured figure, say) to a checkpoint's metadata; the weights stay as they are, bit for bit."""
+    metadata = read_metadata(path) | dict(notes)
+    tensors = load_file(path)
+    with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata)
 
 

@@ -1,5 +1,7 @@
 """``edm-engine evaluate``: how many samples a classifier of real images recognises as the class asked for."""
 
+from pathlib import Path
+
 import click
 import torch
 from tqdm import tqdm
@@ -17,8 +19,11 @@ from .types import DTYPES
 @click.option("--steps", type=int, default=18, show_default=True)
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option("--batch", type=int, default=100, show_default=True)
-def evaluate(model: str, images: int, steps: int, dtype: str, batch: int) -> None:
+@click.option("--record", is_flag=True, help="Write the figure into the metadata of MODEL, which must be a file.")
+def evaluate(model: str, images: int, steps: int, dtype: str, batch: int, record: bool) -> None:
     """Draw images class by class in turn and count those the shipped Fashion-MNIST classifier recognises."""
+    if record and not Path(model).is_file():
+        raise click.UsageError(f"--record needs a file as --model, not {model!r}")
     engine = Engine(checkpoints.load(model), sampler=samplers.edm(steps), dtype=getattr(torch, dtype), batch_size=batch)
     if engine.denoiser.img_shape != (1, 32, 32) or engine.denoiser.label_dim != 10:
         raise click.UsageError(f"model {model!r} draws {engine.denoiser.img_shape}; the classifier knows Fashion-MNIST")
@@ -33,4 +38,8 @@ def evaluate(model: str, images: int, steps: int, dtype: str, batch: int) -> Non
         right += torch.bincount(labels[hit], minlength=10)
     for name, good, count in zip(FASHION_MNIST_CLASSES, right.tolist(), asked.tolist(), strict=True):
         click.echo(f"{name:<10} {good:>5} of {count}")
-    click.echo(f"recognised {right.sum().item()} of {images} ({100 * right.sum().item() / images:.1f}%)")
+    figure = f"{right.sum().item()} of {images} ({100 * right.sum().item() / images:.1f}%)"
+    click.echo(f"recognised {figure}")
+    if record:
+        how = f"edm-engine evaluate --images {images} --steps {steps} --dtype {dtype}"
+        checkpoints.annotate(Path(model), {"recognised": figure, "recognised_by": how})

@@ -15,7 +15,6 @@ from .. import checkpoints, samplers
 from ..api import Engine
 from ..files import atomic_path
 from ..images import save_grid, save_png, to_uint8
-from ..training.data import FASHION_MNIST_CLASSES
 from .types import DTYPES, IntRange
 
 
@@ -84,7 +83,7 @@ def sample(
             bar.update(len(chunk))
     seconds = time.perf_counter() - started
     if grid:
-        names = FASHION_MNIST_CLASSES if model == "fashion-mnist" else None
+        names = engine.denoiser.class_names
         texts = None if labels is None else [names[c] if names else str(c) for c in labels]
         columns = len(classes) if classes and len(classes) > 1 else None
         save_grid(torch.cat(pixels), out / "grid.png", columns=columns, labels=texts, scale=2)

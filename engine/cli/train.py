@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .. import checkpoints
 from ..metrics import classifier as classifiers
 from ..training import Log, Trainer, fashion_mnist
-from ..training.data import FASHION_MNIST
+from ..training.data import FASHION_MNIST, FASHION_MNIST_CLASSES
 from ..training.presets import PRESETS
 
 _DATA = click.option(
@@ -70,6 +70,7 @@ def train(
         "images_seen": str(trainer.images_seen),
         "data": "Fashion-MNIST, 60,000 training images, MIT licence",
     }
+    trainer.ema.class_names = FASHION_MNIST_CLASSES
     checkpoints.save(trainer.ema, out / "ema.safetensors", dtype=torch.float16, notes=notes)
     click.echo(f"wrote {out / 'ema.safetensors'}, {trainer.images_seen} images seen")
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import engine
-from engine.checkpoints import read_metadata
+from engine.checkpoints import annotate, read_metadata
 
 CONFIG = {
     "class_name": "EDMPrecond",
@@ -30,8 +30,12 @@ def denoiser():
 
 def test_round_trip(denoiser, tmp_path):
     path = tmp_path / "net.safetensors"
+    denoiser.class_names = ("a", "b", "c")
     engine.save(denoiser, path, notes={"author": "me"})
+    annotate(path, {"score": "9 of 10"})
     loaded = engine.load(path)
+    assert loaded.class_names == ("a", "b", "c")
+    assert read_metadata(path)["score"] == "9 of 10"
     assert not loaded.training
     assert loaded.config == CONFIG
     assert read_metadata(path)["author"] == "me"
