@@ -83,7 +83,9 @@ class VP(Preconditioning):
         return self.sigma(self.epsilon_t), self.sigma(1.0)
 
     def sigma(self, t: float) -> float:
-        return math.sqrt(math.expm1(0.5 * self.beta_d * t**2 + self.beta_min * t))
+        """sigma(t) in float32, as the published networks have their range: 0.00098 and 152.17 by default."""
+        time = torch.tensor(t, dtype=torch.float32)
+        return _sqrt((0.5 * self.beta_d * time**2 + self.beta_min * time).exp() - 1).item()
 
     def sigma_inv(self, sigma: Tensor) -> Tensor:
         return ((self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()).sqrt() - self.beta_min) / self.beta_d
