@@ -20,14 +20,19 @@ from .loss import EDMLoss
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides what a training run computes; stored in its checkpoints and in the weights."""
+    """Everything that decides what a training run computes; stored in its checkpoints and in the weights.
+
+    The learning rate rises to ``lr`` over ``warmup_images``, then falls as lr / sqrt(images / decay_images) once more
+    than ``decay_images`` were seen, the decay of EDM2 (Karras et al. 2024).
+    """
 
     network: dict[str, Any]
-    batch_size: int = 64
-    lr: float = 1e-3
-    warmup_images: int = 20_000
-    ema_halflife_images: int = 30_000
-    augment_p: float = 0.12
+    batch_size: int = 32
+    lr: float = 2e-3
+    warmup_images: int = 5_000
+    decay_images: int = 100_000
+    ema_halflife_images: int = 25_000
+    augment_p: float = 0.04
     seed: int = 0
     dtype: str = "bfloat16"
     loss: EDMLoss = field(default_factory=EDMLoss)
@@ -102,9 +107,11 @@ class Trainer:
         return order[position * self.config.batch_size :][: self.config.batch_size]
 
     def _set_lr(self) -> None:
-        warmth = min(1.0, (self.images_seen + self.config.batch_size) / self.config.warmup_images)
+        seen = self.images_seen + self.config.batch_size
+        warmth = min(1.0, seen / self.config.warmup_images)
+        decay = max(1.0, seen / self.config.decay_images) ** -0.5
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * warmth
+            group["lr"] = self.config.lr * warmth * decay
 
     @torch.no_grad()
     def _update_ema(self) -> None:
