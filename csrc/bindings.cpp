@@ -3,10 +3,45 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "advance_op.h"
 #include "normal_op.h"
+
+#ifdef EDM_CUDA
+#include "cuda_ops.h"
+#endif
 
 namespace py = pybind11;
 using namespace pybind11::literals;
+
+namespace {
+
+void register_advance_call(py::module_& m) {
+    py::enum_<edm::Dtype>(m, "Dtype")
+        .value("float64", edm::kFloat64)
+        .value("float32", edm::kFloat32)
+        .value("float16", edm::kFloat16)
+        .value("bfloat16", edm::kBFloat16);
+    py::class_<edm::Buffer>(m, "Buffer")
+        .def(py::init([](std::uintptr_t address, edm::Dtype dtype, std::int64_t batch, std::int64_t channel,
+                         std::int64_t pixel) { return edm::Buffer{address, dtype, batch, channel, pixel}; }),
+             "address"_a, "dtype"_a, "batch"_a = 0, "channel"_a = 0, "pixel"_a = 1)
+        .def_readonly("address", &edm::Buffer::address)
+        .def_readonly("dtype", &edm::Buffer::dtype)
+        .def_readonly("batch", &edm::Buffer::batch)
+        .def_readonly("channel", &edm::Buffer::channel)
+        .def_readonly("pixel", &edm::Buffer::pixel);
+    py::class_<edm::AdvanceCall> call(m, "AdvanceCall");
+    call.def(py::init<>());
+#define EDM_PROPERTY(name) call.def_readwrite(#name, &edm::AdvanceCall::name);
+    EDM_PROPERTY(samples) EDM_PROPERTY(channels) EDM_PROPERTY(pixels)
+    EDM_PROPERTY(table) EDM_PROPERTY(base_row) EDM_PROPERTY(rows) EDM_PROPERTY(k)
+    EDM_PROPERTY(state_dtype) EDM_PROPERTY(x) EDM_PROPERTY(slots) EDM_PROPERTY(slot_count)
+    EDM_PROPERTY(F) EDM_PROPERTY(net_in) EDM_PROPERTY(c_noise) EDM_PROPERTY(bad_row)
+    EDM_PROPERTY(seeds) EDM_PROPERTY(latents) EDM_PROPERTY(eps) EDM_PROPERTY(draws)
+#undef EDM_PROPERTY
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Compiled operations of engine. Private: use the Python functions that call them.";
@@ -15,4 +50,25 @@ PYBIND11_MODULE(_native, m) {
           "threads"_a = 1, "isa"_a = "auto", "first_quad"_a = 0,
           py::call_guard<py::gil_scoped_release>());
     m.def("normal_isas", &edm::normal_isas);
+
+    register_advance_call(m);
+    m.def("row_columns", &edm::row_columns);
+    m.def("advance_cpu", &edm::advance_cpu, "call"_a, "threads"_a = 1, "isa"_a = "auto",
+          py::call_guard<py::gil_scoped_release>());
+    m.def("run_of", [](std::int64_t pixels, std::int64_t channel, std::int64_t index, int width) {
+        const edm::Run run = edm::run_of(pixels, channel, index, width);
+        return py::make_tuple(run.first, run.low, run.high);
+    });
+    m.def("run_count", &edm::run_count);
+    m.def("offset_of", &edm::offset_of);
+
+#ifdef EDM_CUDA
+    m.attr("cuda_built") = true;
+    m.def("advance_cuda", &edm::advance_cuda, "call"_a, "device"_a, "stream"_a,
+          py::call_guard<py::gil_scoped_release>());
+    m.def("normal_cuda", &edm::normal_cuda, "seeds_ptr"_a, "draws_ptr"_a, "out_ptr"_a, "samples"_a,
+          "elements"_a, "device"_a, "stream"_a, py::call_guard<py::gil_scoped_release>());
+#else
+    m.attr("cuda_built") = false;
+#endif
 }

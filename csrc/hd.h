@@ -13,8 +13,16 @@
 
 #ifdef __CUDACC__
 #define EDM_HD static __host__ __device__ __forceinline__
+#define EDM_DEVICE __device__ __forceinline__
 #else
 #define EDM_HD static inline
+#endif
+
+// Before a loop over a thread's elements, so that on a GPU they stay in registers.
+#ifdef __CUDA_ARCH__
+#define EDM_UNROLL _Pragma("unroll")
+#else
+#define EDM_UNROLL
 #endif
 
 namespace edm {

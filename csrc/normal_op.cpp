@@ -54,6 +54,8 @@ void require_pointer(const char* name, std::uintptr_t address, std::size_t align
     }
 }
 
+constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max() / 16;   // of bytes, with room
+
 // Counters a thread must have to be worth starting: about 30 us of work against about 20 us.
 constexpr std::int64_t kQuadsPerThread = 4096;
 
@@ -67,21 +69,27 @@ std::vector<std::string> normal_isas() {
     return names;
 }
 
+void check_normal(std::uintptr_t seeds, std::uintptr_t draws, std::uintptr_t out, std::int64_t samples,
+                  std::int64_t elements) {
+    require_size("samples", samples, 0, kMost);
+    require_size("elements", elements, 0, samples > 0 ? kMost / samples : kMost);
+    if (samples > 0 && elements > 0) {
+        require_pointer("seeds", seeds, alignof(std::uint64_t));
+        require_pointer("draws", draws, alignof(std::uint64_t));
+        require_pointer("out", out, alignof(float));
+    }
+}
+
 void normal(std::uintptr_t seeds, std::uintptr_t draws, std::uintptr_t out, std::int64_t samples,
             std::int64_t elements, std::int64_t threads, const std::string& isa,
             std::int64_t first_quad) {
-    constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / 16;   // of bytes, with room
-    require_size("samples", samples, 0, most);
-    require_size("elements", elements, 0, samples > 0 ? most / samples : most);
-    require_size("first_quad", first_quad, 0, most);
+    check_normal(seeds, draws, out, samples, elements);
+    require_size("first_quad", first_quad, 0, kMost);
     require_size("threads", threads, 1, 1024);
     const NormalFill fill = find_fill(isa);
     if (samples == 0 || elements == 0) {
         return;
     }
-    require_pointer("seeds", seeds, alignof(std::uint64_t));
-    require_pointer("draws", draws, alignof(std::uint64_t));
-    require_pointer("out", out, alignof(float));
 
     const auto* seed = reinterpret_cast<const std::uint64_t*>(seeds);
     const auto* draw = reinterpret_cast<const std::uint64_t*>(draws);

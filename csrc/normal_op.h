@@ -19,6 +19,10 @@ void normal_fill_avx512(std::uint64_t, std::uint64_t, std::uint64_t, float*, std
 // Instruction sets this build has and this processor runs, fastest first.
 std::vector<std::string> normal_isas();
 
+// Throws std::invalid_argument unless these are sizes and, where there is work, addresses `normal` can use.
+void check_normal(std::uintptr_t seeds, std::uintptr_t draws, std::uintptr_t out, std::int64_t samples,
+                  std::int64_t elements);
+
 // out[b, e] = normal number of (seeds[b], draws[b], 4 * first_quad + e), b < samples, e < elements.
 // The three pointers are addresses (the extension does not link torch). The bits depend neither on
 // `threads` nor on `isa` ("auto": the fastest). Throws std::invalid_argument.

@@ -21,3 +21,77 @@ def normal(
 
 def normal_isas() -> list[str]:
     """Instruction sets that this build has and this processor runs, fastest first."""
+
+class Dtype:
+    float64: Dtype
+    float32: Dtype
+    float16: Dtype
+    bfloat16: Dtype
+
+class Buffer:
+    """A tensor `[batch, channel, pixel]`: its address and its strides in elements."""
+
+    address: int
+    dtype: Dtype
+    batch: int
+    channel: int
+    pixel: int
+    def __init__(self, address: int, dtype: Dtype, batch: int = 0, channel: int = 0, pixel: int = 1) -> None: ...
+
+class AdvanceCall:
+    """One call of `advance` as plain numbers (csrc/advance_call.h). Addresses are 0 where there is no tensor."""
+
+    samples: int
+    channels: int
+    pixels: int
+    table: int
+    base_row: int
+    rows: int
+    k: int
+    state_dtype: Dtype
+    x: int
+    slots: int
+    slot_count: int
+    F: Buffer
+    net_in: Buffer
+    c_noise: int
+    bad_row: int
+    seeds: int
+    latents: Buffer
+    eps: Buffer
+    draws: int
+
+def row_columns() -> list[str]:
+    """Names of a table's columns in the order this build reads them; to be compared with `plan.COLUMNS`."""
+
+def advance_cpu(call: AdvanceCall, threads: int = 1, isa: str = "auto") -> None:
+    """Carry out a call on host memory. The bits depend on neither `threads` nor `isa`. The GIL is released.
+
+    Raises:
+        ValueError: an address, a size, `threads` or `isa` is not usable, or a row needs what the call lacks.
+        IndexError: a row is outside the table. In either case nothing has been written.
+    """
+
+def run_of(pixels: int, channel: int, index: int, width: int) -> tuple[int, int, int]:
+    """First pixel (lane 0) and lanes [low, high) of run `index` of a plane; how both backends cut planes up."""
+
+def run_count(channels: int, pixels: int, width: int) -> int:
+    """How many runs of `width` lanes cover every plane."""
+
+def offset_of(buffer: Buffer, sample: int, channel: int, pixel: int) -> int:
+    """Where an element of a buffer lies, in elements from its address."""
+
+cuda_built: bool  # the two functions below exist only where this is True
+
+def advance_cuda(call: AdvanceCall, device: int, stream: int) -> None:
+    """Launch a call on device memory: one kernel on the cudaStream_t `stream` of CUDA device number `device`.
+
+    Raises:
+        ValueError: an address or a size is not usable.
+        RuntimeError: the launch failed; with CUDA's message.
+    """
+
+def normal_cuda(
+    seeds_ptr: int, draws_ptr: int, out_ptr: int, samples: int, elements: int, device: int, stream: int
+) -> None:
+    """`normal` on device memory; raises like `advance_cuda`."""

@@ -26,7 +26,7 @@ import torch
 Array = Any  # a NumPy array or a torch tensor; `xp` says which
 Device = torch.device | str | int | None
 
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "cuda", "cpu", "triton", "reference")
 
 _MASK = 0xFFFFFFFF
 _LABEL_DRAW = 2**63 - 1
@@ -184,8 +184,9 @@ def normal(
         seeds: one integer in [0, 2**64) per sample: a sequence or a 1-D integer tensor.
         draw: which of a seed's independent draws, an integer in [0, 2**63); or one per sample.
         shape: the shape of one sample.
-        backend: "reference" (torch operations, any device), "cpu" (native C++), or "auto": the
-            fastest that can run, "cpu" on a CPU device where the extension is built.
+        backend: "reference" (torch operations, any device), "cpu" (native C++), "cuda" and
+            "triton" (a CUDA device), or "auto": "cpu" or "cuda" where the extension has it, else
+            "reference".
         device: where the result lives; the CPU if None.
 
     Returns:
@@ -193,11 +194,16 @@ def normal(
 
     Raises:
         ValueError: an argument is out of range, or `backend` is unknown or cannot run on `device`.
-        RuntimeError: the "cpu" backend is asked for and the extension is not built.
+        RuntimeError: "cpu" or "cuda" is asked for and not built, or CUDA cannot run.
     """
     target = torch.device("cpu" if device is None else device)
-    if _choose(backend, target) == "cpu":
+    chosen = _choose(backend, target)
+    if chosen == "cpu":
         return _normal_cpu(*_check(seeds, draw, shape))
+    if chosen == "cuda":
+        return _normal_cuda(*_check(seeds, draw, shape), target)
+    if chosen == "triton":
+        return _normal_triton(*_check(seeds, draw, shape), target)
     result: torch.Tensor = normal_ref(seeds, draw, shape, xp=torch, device=target)
     return result
 
@@ -224,6 +230,34 @@ def _normal_cpu(keys: list[int], draws: list[int], dims: list[int]) -> torch.Ten
     return out
 
 
+def _normal_cuda(keys: list[int], draws: list[int], dims: list[int], device: torch.device) -> torch.Tensor:
+    from engine import _native
+
+    out = torch.empty((len(keys), *dims), dtype=torch.float32, device=device)
+    key, counter = torch.from_numpy(np.array([keys, draws], dtype=np.uint64).view(np.int64)).to(out.device)
+    addresses = key.data_ptr(), counter.data_ptr(), out.data_ptr()
+    stream = torch.cuda.current_stream(out.device).cuda_stream
+    _native.normal_cuda(*addresses, len(keys), math.prod(dims), out.device.index, stream)
+    return out
+
+
+def _normal_triton(keys: list[int], draws: list[int], dims: list[int], device: torch.device) -> torch.Tensor:
+    from .kernels import philox
+
+    out = torch.empty((len(keys), *dims), dtype=torch.float32, device=device)
+    words = torch.tensor([[v - (v >> 63 << 64) for v in values] for values in (keys, draws)], dtype=torch.int64)
+    philox.normal(*words.to(device), out)
+    return out
+
+
+def _cuda_built() -> bool:
+    if not _native_built():
+        return False
+    from engine import _native
+
+    return _native.cuda_built and torch.version.hip is None
+
+
 def _native_built() -> bool:
     # Looked for, not tried: an extension that is there but does not load is an error to show.
     return importlib.util.find_spec("engine._native") is not None
@@ -233,11 +267,16 @@ def _choose(backend: str, device: torch.device) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if backend == "auto":
-        return "cpu" if device.type == "cpu" and _native_built() else "reference"
+        built = {"cpu": _native_built, "cuda": _cuda_built}.get(device.type, lambda: False)
+        return device.type if built() else "reference"
     if backend == "cpu" and device.type != "cpu":
         raise ValueError(f"backend='cpu' needs a CPU device, got '{device}'; allowed there: 'reference'")
+    if backend in ("cuda", "triton") and device.type != "cuda":
+        raise ValueError(f"backend='{backend}' needs a CUDA device, got '{device}'; allowed there: 'cpu', 'reference'")
     if backend == "cpu" and not _native_built():
         raise RuntimeError("backend='cpu' cannot run: engine._native is not built; allowed: 'reference'")
+    if backend == "cuda" and not _cuda_built():
+        raise RuntimeError("backend='cuda' cannot run: engine._native has no CUDA; allowed: 'triton', 'reference'")
     return backend
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import reference
 from ..state import State
+from . import native, triton
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,12 @@ class Backend:
 
 REFERENCE = Backend("reference", reference.advance, lambda device, state_dtype: [])
 
-BACKENDS: tuple[Backend, ...] = (REFERENCE,)
+TRITON = Backend("triton", triton.advance, triton.not_supported_reasons)
+
+CPU = Backend("cpu", native.advance_cpu, native.cpu_not_supported_reasons)
+CUDA = Backend("cuda", native.advance_cuda, native.cuda_not_supported_reasons)
+
+BACKENDS: tuple[Backend, ...] = (CUDA, TRITON, CPU, REFERENCE)
 
 
 def select(name: str, device: torch.device, state_dtype: torch.dtype) -> Backend:

@@ -9,6 +9,7 @@ ROOT = Path(engine.__file__).parent
 # Lowest first: a module may import only from groups before its own, or its own group.
 LAYERS = [
     {
+        "kernels",
         "noise",
         "files",
         "preconditioning",

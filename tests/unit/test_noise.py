@@ -285,7 +285,7 @@ def test_bad_arguments(arguments, message, backend):
 
 
 def test_bad_backend():
-    with pytest.raises(ValueError, match=r"^backend must be one of 'auto', 'cpu', 'reference', got 'gpu'$"):
+    with pytest.raises(ValueError, match=r"^backend must be one of 'auto', .*'reference', got 'gpu'$"):
         normal([0], 0, (2,), backend="gpu")
     with pytest.raises(ValueError, match=r"^backend='cpu' needs a CPU device, got 'meta'; .*'reference'$"):
         normal([0], 0, (2,), backend="cpu", device="meta")

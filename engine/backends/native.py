@@ -1,0 +1,163 @@
+"""`advance` in C++ (``cpu``) and CUDA (``cuda``): checks a State, takes it apart into addresses and strides, calls.
+
+Both come from one header, csrc/advance.h. The extension does not link torch and knows tensors as numbers only.
+"""
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..plan import COLUMNS
+from ..state import State
+
+if TYPE_CHECKING:
+    from engine import _native
+
+_NETWORK_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_STATE_DTYPES = (torch.float64, torch.float32)
+
+
+def cpu_not_supported_reasons(device: torch.device, state_dtype: torch.dtype) -> list[str]:
+    """Why the C++ backend cannot run there."""
+    reasons = _extension_reasons(state_dtype)
+    if device.type != "cpu":
+        reasons.append(f"the device is {device}, not a CPU")
+    return reasons
+
+
+def cuda_not_supported_reasons(device: torch.device, state_dtype: torch.dtype) -> list[str]:
+    """Why the CUDA backend cannot run there."""
+    reasons = _extension_reasons(state_dtype)
+    if not reasons and not _extension().cuda_built:
+        reasons.append("engine._native was built without CUDA: there was no nvcc")
+    if device.type != "cuda":
+        reasons.append(f"the device is {device}, not a CUDA device")
+    elif not torch.cuda.is_available():
+        reasons.append("torch sees no CUDA device")
+    elif torch.version.hip is not None:
+        reasons.append("the device is AMD's, and engine._native is built for NVIDIA's")
+    elif torch.cuda.get_device_capability(device) < (8, 0):
+        reasons.append("the device is older than compute capability 8.0")
+    return reasons
+
+
+def advance_cpu(F: Tensor | None, state: State, k: int, *, threads: int | None = None, isa: str = "auto") -> None:
+    """`reference.advance` in C++ on CPU tensors; the bits depend on neither ``threads`` nor ``isa``.
+
+    F: float32, float16, bfloat16 or float64. threads: torch's own number where None. isa: "auto" or one of
+    `_native.normal_isas()`. Raises ValueError for tensors it cannot use and rows the state lacks something for,
+    IndexError for a row outside the table; then nothing has been written.
+    """
+    F = _addressable(F)
+    _extension().advance_cpu(_call(F, state, k), threads or torch.get_num_threads(), isa)
+
+
+def advance_cuda(F: Tensor | None, state: State, k: int) -> None:
+    """`reference.advance` as one CUDA kernel on the current stream of the state's device; see `advance_cpu`.
+
+    It neither waits for the device nor allocates, unless F's pixels do not lie at one stride. A sample whose row is
+    outside the table, or lacks F, noise or slots, is not advanced but marked in ``bad_row``.
+    Raises RuntimeError with CUDA's message when the launch fails.
+    """
+    F, device = _addressable(F), state.x.device
+    _extension().advance_cuda(_call(F, state, k), device.index or 0, torch.cuda.current_stream(device).cuda_stream)
+
+
+def _extension_reasons(state_dtype: torch.dtype) -> list[str]:
+    # Looked for, not tried: an extension that is there but does not load is an error to show.
+    if importlib.util.find_spec("engine._native") is None:
+        return ["engine._native is not built"]
+    reasons = []
+    columns = getattr(_extension(), "row_columns", tuple)()  # none in a build from before there was `advance`
+    if tuple(columns) != COLUMNS:
+        reasons.append("engine._native was built for other table columns: build it again")
+    if state_dtype not in _STATE_DTYPES:
+        reasons.append(f"the state is {state_dtype}; allowed: float64, float32")
+    return reasons
+
+
+def _extension():  # type: ignore[no-untyped-def]  # a module; its types are in engine/_native.pyi
+    from engine import _native
+
+    return _native
+
+
+def _addressable(F: Tensor | None) -> Tensor | None:
+    """F, copied if its pixels do not lie at one stride. The caller holds it until the extension is done with it."""
+    return F if F is None or _pixel_stride(F) else F.contiguous()
+
+
+def _call(F: Tensor | None, state: State, k: int) -> "_native.AdvanceCall":
+    native = _extension()
+    x, slots, noise = state.x, state.slots, state.noise
+    batch, channels = x.shape[:2]
+    call = native.AdvanceCall()
+    call.samples, call.channels, call.pixels = batch, channels, x[0, 0].numel() if x.numel() else 0
+    rows = len(state.table)
+    call.table = _address(state.table, "table", x.device, (torch.float64,), (rows, len(COLUMNS)))
+    call.rows, call.k = rows, k
+    call.base_row = _address(state.base_row, "base_row", x.device, (torch.int64,), (batch,))
+    call.bad_row = _address(state.bad_row, "bad_row", x.device, (torch.int64,), (batch,))
+    call.c_noise = _address(state.c_noise, "c_noise", x.device, (torch.float32,), (batch,))
+    call.x = _address(x, "x", x.device, _STATE_DTYPES, x.shape)
+    call.slots = _address(slots, "slots", x.device, (x.dtype,), (len(slots), *x.shape)) if len(slots) else 0
+    call.slot_count, call.state_dtype = len(slots), _dtype(x)
+    if F is not None:
+        call.F = _strided(F, "F", x)
+    call.net_in = _strided(state.net_in, "net_in", x)
+    if noise.seeds is not None:
+        call.seeds = _address(noise.seeds, "seeds", x.device, (torch.int64,), (batch,))
+    if noise.latents is not None:
+        call.latents = _buffer(noise.latents, "latents", x.device, x.shape)
+    if noise.eps is not None:
+        call.eps, call.draws = _buffer(noise.eps, "eps", x.device, (len(noise.eps), *x.shape)), len(noise.eps)
+    return call
+
+
+def _dtype(t: Tensor) -> "_native.Dtype":
+    dtype: _native.Dtype = getattr(_extension().Dtype, str(t.dtype).removeprefix("torch."))
+    return dtype
+
+
+def _address(
+    t: Tensor, name: str, device: torch.device, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]
+) -> int:
+    """Where a contiguous tensor lies, after checking that it is what the extension will take it for."""
+    if t.dtype not in dtypes or t.shape != shape or t.device != device or not t.is_contiguous():
+        allowed = f"{' or '.join(map(str, dtypes))} {list(shape)}, contiguous, on {device}"
+        raise ValueError(
+            f"{name} is {t.dtype} {list(t.shape)}, strides {t.stride()}, on {t.device}; allowed: {allowed}"
+        )
+    return t.data_ptr()
+
+
+def _buffer(t: Tensor, name: str, device: torch.device, shape: tuple[int, ...]) -> "_native.Buffer":
+    """Noise that the caller brought."""
+    address = _address(t, name, device, _STATE_DTYPES, shape)
+    return _extension().Buffer(address, _dtype(t))
+
+
+def _strided(t: Tensor, name: str, x: Tensor) -> "_native.Buffer":
+    """The network's output or input, like x but in another dtype and layout, and perhaps with more channels."""
+    fits = t.dim() == x.dim() and (t.shape[0], *t.shape[2:]) == (x.shape[0], *x.shape[2:]) and t.shape[1] >= x.shape[1]
+    pixel = _pixel_stride(t)
+    if not fits or t.dtype not in _NETWORK_DTYPES or t.device != x.device or not pixel:
+        allowed = f"{', '.join(map(str, _NETWORK_DTYPES))}; {list(x.shape)} or more channels; on {x.device}"
+        raise ValueError(
+            f"{name} is {t.dtype} {list(t.shape)}, strides {t.stride()}, on {t.device}; allowed: {allowed}"
+        )
+    return _extension().Buffer(t.data_ptr(), _dtype(t), t.stride(0), t.stride(1), pixel)
+
+
+def _pixel_stride(t: Tensor) -> int:
+    """The one stride at which t's pixels lie in order; 0 if there is none."""
+    pixel, pixels = 0, 1
+    for size, stride in zip(reversed(t.shape[2:]), reversed(t.stride()[2:]), strict=True):
+        if size == 1:
+            continue
+        if pixel and stride != pixel * pixels:
+            return 0
+        pixel, pixels = pixel or stride, pixels * size
+    return pixel if pixels > 1 else 1

@@ -1,0 +1,144 @@
+"""`advance` by the Triton kernel of `kernels/advance.py`: checks a State, takes it apart, launches.
+
+Triton's interpreter (TRITON_INTERPRET=1, set before Python starts) runs the same kernel on CPU tensors; tests use it.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections import namedtuple
+
+import torch
+from torch import Tensor
+
+from ..plan import COLUMNS
+from ..state import State
+
+_NETWORK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_STATE_DTYPES = (torch.float64, torch.float32)
+_LARGEST = 2**31 - 1024  # elements of a sample: offsets inside one have 32 bits
+_COLUMNS = namedtuple("_COLUMNS", COLUMNS)(*range(len(COLUMNS)))
+
+
+def not_supported_reasons(device: torch.device, state_dtype: torch.dtype) -> list[str]:
+    """Why `advance` cannot run there."""
+    if importlib.util.find_spec("triton") is None:
+        return ["triton is not installed"]
+    reasons = []
+    if device.type not in ("cuda", "cpu"):
+        reasons.append(f"the device is {device}, not a CUDA device")
+    elif not _interpreted():
+        if device.type == "cpu":
+            reasons.append("the device is cpu, no CUDA device, and Triton's interpreter is not on")
+        elif not torch.cuda.is_available():
+            reasons.append("torch sees no CUDA device")
+        elif torch.version.hip is not None:
+            reasons.append("its arithmetic has been checked on NVIDIA devices only, and this is ROCm")
+        elif torch.cuda.get_device_capability(device) < (8, 0):
+            reasons.append("it needs compute capability 8.0")
+        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+            reasons.append("Triton finds no C compiler, with which it builds its launchers: gcc or clang in PATH")
+    if state_dtype not in _STATE_DTYPES:
+        reasons.append(f"the state is {state_dtype}; allowed: float64, float32")
+    return reasons
+
+
+def advance(F: Tensor | None, state: State, k: int) -> None:
+    """`reference.advance` to the bit; networks of float32, float16 or bfloat16.
+
+    Raises ValueError for buffers the kernel cannot address and for dtypes it does not know.
+    """
+    from ..kernels import advance as kernel  # Triton is optional: only who launches imports it
+
+    x, noise = state.x, state.noise
+    _check(F, state)
+    if x.numel() == 0:
+        return
+    F_strides = None if F is None else _strides(F, x)
+    if F is not None and F_strides is None:
+        F = F.contiguous()
+        F_strides = _strides(F, x)
+    net_strides = _strides(state.net_in, x)
+    if net_strides is None:
+        raise ValueError(f"net_in has strides {state.net_in.stride()}; allowed: contiguous, channels_last")
+    kernel.advance(
+        F,
+        kernel.Strides(*(F_strides or net_strides)),
+        x,
+        state.slots,
+        state.net_in,
+        kernel.Strides(*net_strides),
+        state.c_noise,
+        state.table,
+        state.base_row.contiguous(),
+        state.bad_row,
+        None if noise.seeds is None else noise.seeds.contiguous(),
+        noise.latents,
+        noise.eps,
+        k,
+        _COLUMNS,
+    )
+
+
+def _interpreted() -> bool:
+    """Whether the kernels are, or would be, defined for the interpreter; Triton is not imported only to say no."""
+    if "TRITON_INTERPRET" not in os.environ and "triton" not in sys.modules:
+        return False
+    from ..kernels import advance as kernel
+
+    return bool(kernel.INTERPRETED.value)
+
+
+def _strides(t: Tensor, x: Tensor) -> tuple[int, int, int, bool] | None:
+    """Strides of samples, channels and pixels, and whether elements lie as in x; None if they are not so simple."""
+    channels, spatial = x.shape[1], list(zip(x.shape[2:], t.stride()[2:], strict=True))
+    collapsed = [(size, stride) for size, stride in spatial if size > 1]
+    pixels, pixel = 1, collapsed[-1][1] if collapsed else 1
+    for size, stride in reversed(collapsed):
+        if stride != pixels * pixel:
+            return None
+        pixels *= size
+    channel = t.stride(1) if channels > 1 else pixels
+    if channel * (channels - 1) + pixel * (pixels - 1) >= _LARGEST:
+        raise ValueError(f"a sample of strides {t.stride()} spans 2^31 elements or more; allowed: fewer")
+    return (t.stride(0) if len(x) > 1 else 0), channel, pixel, channel == pixels and pixel == 1
+
+
+def _check(F: Tensor | None, state: State) -> None:
+    """Everything the kernel takes for granted; one message an error."""
+    x, noise = state.x, state.noise
+    batch, shape = x.shape[0], tuple(x.shape)
+    inputs = [("net_in", state.net_in), *([] if F is None else [("F", F)])]
+    for name, t in inputs:
+        _require(name, t, t.dtype in _NETWORK_DTYPES, "float32, float16, bfloat16 (a float64 network: cpu, reference)")
+        fits = t.dim() == x.dim() and t.shape[:1] + t.shape[2:] == x.shape[:1] + x.shape[2:] and t.shape[1] >= shape[1]
+        _require(name, t, fits, f"the shape of x, {list(shape)}, or more channels")
+    rows = [("base_row", state.base_row), ("bad_row", state.bad_row)]
+    rows += [] if noise.seeds is None else [("seeds", noise.seeds)]
+    for name, t in rows:
+        _require(name, t, t.dtype == torch.int64 and t.shape == (batch,), f"int64 [{batch}]")
+    buffers = [("latents", noise.latents, shape), ("eps", noise.eps, (-1, *shape))]
+    drawn = [(name, t, want) for name, t, want in buffers if t is not None]
+    for name, t, want in drawn:
+        _require(name, t, tuple(t.shape[-len(shape) :]) == shape and t.dim() == len(want), f"shape {list(want)}")
+        _require(name, t, t.dtype in _STATE_DTYPES, "float64, float32")
+    slots, table = state.slots, state.table
+    _require("x", x, x.dtype in _STATE_DTYPES and x.dim() >= 2, "[B, C, *spatial] of float64 or float32")
+    _require("x", x, x[:1].numel() < _LARGEST, "fewer than 2^31 elements a sample")
+    _require(
+        "slots", slots, slots.dtype == x.dtype and tuple(slots.shape[1:]) == shape, f"{x.dtype} [n, *{list(shape)}]"
+    )
+    width = len(COLUMNS)
+    _require("table", table, table.dtype == torch.float64 and table.shape[1:] == (width,), f"float64 [rows, {width}]")
+    _require("c_noise", state.c_noise, state.c_noise.dtype == torch.float32, "float32")
+    plain = [("x", x), ("slots", slots), ("table", table), ("c_noise", state.c_noise), ("bad_row", state.bad_row)]
+    for name, t in [*plain, *((name, t) for name, t, _ in drawn)]:
+        _require(name, t, t.is_contiguous(), "contiguous")
+    for name, t in [*inputs, *rows, *plain, *((name, t) for name, t, _ in drawn)]:
+        _require(name, t, t.device == x.device, f"on the device of x, {x.device}")
+
+
+def _require(name: str, t: Tensor, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} is {t.dtype} {list(t.shape)} on {t.device}, strides {t.stride()}; allowed: {allowed}")

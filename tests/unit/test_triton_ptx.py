@@ -1,0 +1,207 @@
+"""Every Triton kernel compiled ahead of time, without a GPU, and its PTX read: what the promise of equal bits and the
+stated bytes per element rest on. The launchers run on CPU tensors with the kernel replaced by a recorder, so what is
+compiled is what a launch would ask for: its constants, its alignments, its options.
+"""
+
+import inspect
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+from engine.kernels import advance, philox  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from engine import kernels  # noqa: E402
+from engine.backends import triton as backend  # noqa: E402
+from engine.plan import Op  # noqa: E402
+from tests.cases import Case  # noqa: E402
+
+if triton.knobs.runtime.interpret:
+    pytest.skip("Triton's interpreter is on: there is nothing to compile", allow_module_level=True)
+
+FLAT, LAST = torch.contiguous_format, torch.channels_last
+F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+NAMES = {F64: "fp64", F32: "fp32", F16: "fp16", BF16: "bf16", torch.int64: "i64"}
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class Recorder:
+    """Stands in for a kernel: ``kernel[grid](*args, **kwargs)`` is kept instead of launched."""
+
+    def __getitem__(self, grid):
+        self.grid = grid
+        return self
+
+    def __call__(self, *args, **kwargs):
+        self.args, self.kwargs = args, kwargs
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """launched(module, kernel name, call) -> the launch that call() makes."""
+
+    def record(module, name, call):
+        recorder = Recorder()
+        monkeypatch.setattr(module, name, recorder)
+        call()
+        monkeypatch.undo()
+        return recorder
+
+    return record
+
+
+def compiled(kernel, launch, sm, cache):
+    """The kernel specialised as a launch would: 1 becomes a constant, multiples of 16 are known as such."""
+    names = kernel.arg_names
+    options = {name: value for name, value in launch.kwargs.items() if name not in names}
+    given = inspect.signature(kernel.fn).bind(
+        *launch.args, **{n: launch.kwargs[n] for n in launch.kwargs if n in names}
+    )
+    signature, constants, attributes = {}, {}, {}
+    for index, (name, value) in enumerate(given.arguments.items()):
+        parameter = kernel.params[index]
+        if isinstance(value, torch.Tensor):
+            signature[name] = f"*{NAMES[value.dtype]}"
+            aligned = value.data_ptr() % 16 == 0
+        elif parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
+            signature[name], constants[(index,)], aligned = "constexpr", value, False
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            aligned = value % 16 == 0 and not parameter.do_not_specialize
+        if aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(cache)
+        return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+
+
+def check_arithmetic(ptx):
+    """Only correctly rounded operations, none contracted, none that flushes or approximates."""
+    code = re.sub(r"//.*", "", ptx)
+    assert not re.findall(r"\bfma\.|\bmad\.\w*\.?f|\.ftz|\.approx|\bdiv\.full|\bex2|\blg2|\bsin\.|\bcos\.", code)
+    # An add or mul without .rn may be fused by ptxas.
+    rounded = re.findall(r"\b(?:add|sub|mul|div|sqrt)(?:\.\w+)?\.f(?:32|64)\b", code)
+    assert rounded
+    assert {operation.split(".")[1] for operation in rounded} == {"rn"}
+    return Counter(rounded)
+
+
+def accesses(ptx):
+    return Counter(re.findall(r"\b(?:ld|st)\.(?:global|shared|local)[\w.:]*", ptx))
+
+
+def resources(cubin, folder):
+    """Registers, and bytes of stack and local memory (spills), of a compiled kernel."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    text = subprocess.run([CUOBJDUMP, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    return {name: int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}
+
+
+def advance_launch(launched, state, net, layout, noise="philox", shape=(3, 32, 32)):
+    F, buffers = Case((Op.EULER,) * 2, shape, state, net, layout, noise=noise).build()
+    return launched(advance, "_advance_kernel", lambda: backend.advance(F, buffers, 2))
+
+
+def check_advance(launch, state, net, layout, noise, sm, folder):
+    result = compiled(advance._advance_kernel, launch, sm, folder)
+    ptx, width = result.asm["ptx"], 16 // state.itemsize
+    done = check_arithmetic(ptx)
+    assert done[f"div.rn.{'f64' if state == F64 else 'f32'}"] >= 3 * width  # by s, slope_t and s_next
+    assert (done["sqrt.rn.f32"] >= width) == (
+        noise == "philox"
+    )  # Box-Muller: a root for two normals, drawn in two places
+    moved = accesses(ptx)
+    wide = "v2.b64" if state == F64 else "v4.b32"
+    assert moved[f"ld.global.{wide}"] >= 6, moved  # x and the slots: slot 0 of CORRECT, four of LINEAR
+    assert moved[f"st.global.{wide}"] >= 4, moved  # x, PREDICT's slope, LINEAR's two slots
+    if layout == FLAT:
+        piece = {4: "b32", 8: "v2.b32", 16: "v4.b32"}.get(width * net.itemsize)
+        piece = "v2.b32" if (width, net) == (2, F32) else piece
+        assert moved[f"ld.global.{piece}"] >= 1, moved
+        assert moved[f"st.global.{piece}"] >= 1, moved
+        assert not any("shared" in access for access in moved), moved  # each thread keeps the elements it read
+    used = resources(result.asm["cubin"], folder)
+    assert used["STACK"] == used["LOCAL"] == 0, used
+    assert used["REG"] <= 64, used  # 1024 threads an SM
+    return used
+
+
+SPECIALISATIONS = [
+    (F64, BF16, LAST, "philox", 90),
+    (F64, F16, FLAT, "philox", 100),
+    (F64, F32, FLAT, "float64", 80),
+    (F32, BF16, FLAT, "philox", 90),
+    (F32, F32, LAST, "float32", 90),
+]
+
+
+@pytest.mark.parametrize(("state", "net", "layout", "noise", "sm"), SPECIALISATIONS, ids=str)
+def test_advance(launched, tmp_path, state, net, layout, noise, sm):
+    launch = advance_launch(launched, state, net, layout, noise)
+    check_advance(launch, state, net, layout, noise, sm, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", [80, 90, 100])
+@pytest.mark.parametrize("layout", [FLAT, LAST], ids=str)
+@pytest.mark.parametrize("net", [F32, F16, BF16], ids=str)
+@pytest.mark.parametrize("state", [F64, F32], ids=str)
+def test_advance_everywhere(launched, tmp_path, state, net, layout, sm):
+    for noise in ("philox", "float32", "float64"):
+        launch = advance_launch(launched, state, net, layout, noise)
+        used = check_advance(launch, state, net, layout, noise, sm, tmp_path)
+        print(f"\n{state} {net} {layout} {noise} sm_{sm}: {used}", end="")
+
+
+def test_advance_of_ragged_samples_compiles(launched, tmp_path):
+    """Sizes that allow no wide pieces, a size of 1 that becomes a constant, and no network output."""
+    for shape in [(3, 5, 7), (1,)]:
+        launch = advance_launch(launched, F64, BF16, LAST, shape=shape)
+        check_arithmetic(compiled(advance._advance_kernel, launch, 90, tmp_path).asm["ptx"])
+    _, buffers = Case((Op.BEGIN,) * 2, (3, 32, 32), F64, BF16).build()
+    launch = launched(advance, "_advance_kernel", lambda: backend.advance(None, buffers, 2))
+    check_arithmetic(compiled(advance._advance_kernel, launch, 90, tmp_path).asm["ptx"])
+
+
+@pytest.mark.parametrize("sm", [80, 90, 100])
+def test_normal(launched, tmp_path, sm):
+    seeds, out = torch.zeros(2, dtype=torch.int64), torch.empty(2, 3, 32, 32)
+    launch = launched(philox, "_normal_kernel", lambda: philox.normal(seeds, seeds, out))
+    result = compiled(philox._normal_kernel, launch, sm, tmp_path)
+    assert check_arithmetic(result.asm["ptx"])["sqrt.rn.f32"] == 2
+    moved = accesses(result.asm["ptx"])
+    assert moved["st.global.v4.b32"] == 1
+    assert not any("shared" in access for access in moved)
+    used = resources(result.asm["cubin"], tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0
+
+
+def test_one_specialisation_serves_every_row(launched):
+    """k, and the number of programs, are in no key: 35 rows do not compile 35 kernels."""
+    free = {p.name for p in advance._advance_kernel.params if p.do_not_specialize}
+    assert free == {"k", "blocks"}
+    launch = advance_launch(launched, F64, BF16, FLAT)
+    assert launch.kwargs["enable_fp_fusion"] is False
+    assert launch.grid == (2 * 6,)  # two samples of 3072 elements
+
+
+def test_opcodes_and_columns_are_the_plan_s():
+    assert {op.name: int(op) for op in Op} == {op.name: getattr(advance, op.name).value for op in Op}
+    assert backend._COLUMNS._fields[backend._COLUMNS.slope_t] == "slope_t"
+
+
+def test_every_kernel_is_tested_here():
+    folder = Path(kernels.__file__).parent
+    found = {
+        name for path in folder.glob("*.py") for name in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.M)
+    }
+    assert found == {"_advance_kernel", "_normal_kernel"}
