@@ -69,7 +69,7 @@ class Engine:
         _require_one_of("on_nonfinite", on_nonfinite, ("raise", "rerun"))
         self.sampler = sampler or edm()
         self.device = torch.device(device) if device is not None else _device_of(denoiser)
-        self.backend = select(backend, self.device, state_dtype)
+        self.backend = select(backend, self.device, state_dtype, dtype or denoiser.dtype)
         self.state_dtype, self.output_dtype = state_dtype, output_dtype
         self.batch_size = batch_size or _DEFAULT_BATCH
         self.denoiser = _prepare(denoiser, dtype or denoiser.dtype, self.device)

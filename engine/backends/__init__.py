@@ -5,6 +5,7 @@ A backend is a record, not a class hierarchy; adding one is adding it to `BACKEN
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,32 +15,40 @@ from ..state import State
 from . import native, triton
 
 
+class Reasons(Protocol):
+    """Why a backend cannot run on a device with these dtypes; empty if it can."""
+
+    def __call__(
+        self, device: torch.device, state_dtype: torch.dtype, net_dtype: torch.dtype = torch.float32
+    ) -> list[str]: ...
+
+
 @dataclass(frozen=True)
 class Backend:
     """``advance(F, state, k)`` with the bits of `reference.advance`; no ``not_supported_reasons``: it can run."""
 
     name: str
     advance: Callable[[Tensor | None, State, int], None]
-    not_supported_reasons: Callable[[torch.device, torch.dtype], list[str]]
+    not_supported_reasons: Reasons
 
 
-REFERENCE = Backend("reference", reference.advance, lambda device, state_dtype: [])
+REFERENCE = Backend("reference", reference.advance, lambda device, state_dtype, net_dtype=torch.float32: [])
 
 TRITON = Backend("triton", triton.advance, triton.not_supported_reasons)
-
 CPU = Backend("cpu", native.advance_cpu, native.cpu_not_supported_reasons)
 CUDA = Backend("cuda", native.advance_cuda, native.cuda_not_supported_reasons)
 
 BACKENDS: tuple[Backend, ...] = (CUDA, TRITON, CPU, REFERENCE)
 
 
-def select(name: str, device: torch.device, state_dtype: torch.dtype) -> Backend:
+def select(name: str, device: torch.device, state_dtype: torch.dtype, net_dtype: torch.dtype) -> Backend:
     """The named backend, or for "auto" the fastest that can run. Raises ValueError with every candidate's reasons."""
     candidates = [backend for backend in BACKENDS if name in ("auto", backend.name)]
     if not candidates:
         raise ValueError(f"backend is {name!r}; allowed: auto, {', '.join(b.name for b in BACKENDS)}")
+    reasons = {b.name: b.not_supported_reasons(device, state_dtype, net_dtype) for b in BACKENDS}
     for backend in candidates:
-        if not backend.not_supported_reasons(device, state_dtype):
+        if not reasons[backend.name]:
             return backend
-    reasons = (f"{b.name}: {'; '.join(b.not_supported_reasons(device, state_dtype)) or 'can run'}" for b in BACKENDS)
-    raise ValueError(f"backend {name!r} cannot run here. {' | '.join(reasons)}")
+    listed = " | ".join(f"{b}: {'; '.join(why) or 'can run'}" for b, why in reasons.items())
+    raise ValueError(f"backend {name!r} cannot run here. {listed}")

@@ -19,17 +19,21 @@ _NETWORK_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _STATE_DTYPES = (torch.float64, torch.float32)
 
 
-def cpu_not_supported_reasons(device: torch.device, state_dtype: torch.dtype) -> list[str]:
+def cpu_not_supported_reasons(
+    device: torch.device, state_dtype: torch.dtype, net_dtype: torch.dtype = torch.float32
+) -> list[str]:
     """Why the C++ backend cannot run there."""
-    reasons = _extension_reasons(state_dtype)
+    reasons = _extension_reasons(state_dtype, net_dtype)
     if device.type != "cpu":
         reasons.append(f"the device is {device}, not a CPU")
     return reasons
 
 
-def cuda_not_supported_reasons(device: torch.device, state_dtype: torch.dtype) -> list[str]:
+def cuda_not_supported_reasons(
+    device: torch.device, state_dtype: torch.dtype, net_dtype: torch.dtype = torch.float32
+) -> list[str]:
     """Why the CUDA backend cannot run there."""
-    reasons = _extension_reasons(state_dtype)
+    reasons = _extension_reasons(state_dtype, net_dtype)
     if not reasons and not _extension().cuda_built:
         reasons.append("engine._native was built without CUDA: there was no nvcc")
     if device.type != "cuda":
@@ -65,16 +69,17 @@ def advance_cuda(F: Tensor | None, state: State, k: int) -> None:
     _extension().advance_cuda(_call(F, state, k), device.index or 0, torch.cuda.current_stream(device).cuda_stream)
 
 
-def _extension_reasons(state_dtype: torch.dtype) -> list[str]:
+def _extension_reasons(state_dtype: torch.dtype, net_dtype: torch.dtype) -> list[str]:
     # Looked for, not tried: an extension that is there but does not load is an error to show.
     if importlib.util.find_spec("engine._native") is None:
         return ["engine._native is not built"]
     reasons = []
-    columns = getattr(_extension(), "row_columns", tuple)()  # none in a build from before there was `advance`
-    if tuple(columns) != COLUMNS:
+    if tuple(_extension().row_columns()) != COLUMNS:
         reasons.append("engine._native was built for other table columns: build it again")
     if state_dtype not in _STATE_DTYPES:
         reasons.append(f"the state is {state_dtype}; allowed: float64, float32")
+    if net_dtype not in _NETWORK_DTYPES:
+        reasons.append(f"the network is {net_dtype}; allowed: {', '.join(map(str, _NETWORK_DTYPES))}")
     return reasons
 
 

@@ -21,7 +21,9 @@ _LARGEST = 2**31 - 1024  # elements of a sample: offsets inside one have 32 bits
 _COLUMNS = namedtuple("_COLUMNS", COLUMNS)(*range(len(COLUMNS)))
 
 
-def not_supported_reasons(device: torch.device, state_dtype: torch.dtype) -> list[str]:
+def not_supported_reasons(
+    device: torch.device, state_dtype: torch.dtype, net_dtype: torch.dtype = torch.float32
+) -> list[str]:
     """Why `advance` cannot run there."""
     if importlib.util.find_spec("triton") is None:
         return ["triton is not installed"]
@@ -41,6 +43,8 @@ def not_supported_reasons(device: torch.device, state_dtype: torch.dtype) -> lis
             reasons.append("Triton finds no C compiler, with which it builds its launchers: gcc or clang in PATH")
     if state_dtype not in _STATE_DTYPES:
         reasons.append(f"the state is {state_dtype}; allowed: float64, float32")
+    if net_dtype not in _NETWORK_DTYPES:
+        reasons.append(f"the network is {net_dtype}; allowed: {', '.join(map(str, _NETWORK_DTYPES))}")
     return reasons
 
 

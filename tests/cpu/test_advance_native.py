@@ -298,3 +298,14 @@ def test_a_coefficient_too_small_for_the_state_still_takes_part(value):
     noise = Row(Op.LINEAR, x_from_x=1.0, std=tiny, evaluate=1.0, c_in=1.0)
     for row in (D, noise, D.then(x_from_D=0.0)):
         compare(F, one_row(row, x, torch.float32), 0)
+
+
+@pytest.mark.parametrize("op", [Op.BEGIN, Op.EULER, Op.CORRECT, Op.LINEAR])
+@pytest.mark.parametrize(
+    "columns", [{"ratio": 0.7}, {"ratio": 1.0, "std": 0.7}, {"s": 1.0}, {"slope_t": 1.0}, {"s_next": 1.0}]
+)
+def test_each_kind_of_row_that_skips_something(op, columns):
+    """A ratio without noise, noise without a ratio, and divisors of one, each alone."""
+    F, state = Case((op,) * 2, (3, 5, 8), churn=False).build()
+    change_row(state, **columns)
+    compare(F, state)

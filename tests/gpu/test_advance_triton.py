@@ -15,6 +15,9 @@ from engine.backends import TRITON
 from engine.plan import Op
 from engine.state import State
 from tests.cases import Case, assert_same_bits
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from tests.unit import interpreted
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
