@@ -167,6 +167,7 @@ LATENTS = torch.zeros(3, 2, 4, 6)
         ),
         ({"class_labels": 1}, "class_labels is 1; allowed: None, the network is unconditional"),
         ({"backend": "tpu"}, "backend is 'tpu'; allowed: auto, "),
+        ({"backend": "cuda"}, r"backend 'cuda' cannot run here\. cuda: .* \| triton: .* \| cpu: .*reference: can run"),
         (
             {"state_dtype": torch.float16},
             "state_dtype is torch.float16; allowed: torch.float64, torch.float32",

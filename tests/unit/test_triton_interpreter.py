@@ -40,9 +40,10 @@ def test_the_backend_says_why_it_cannot_run():
     assert "no CUDA device" in reason
     assert "interpreter is not on" in reason
     with pytest.raises(ValueError, match=r"cannot run here.*triton: the device is cpu.*reference: can"):
-        backends.select("triton", CPU, F64)
-    assert backends.select("auto", CPU, F64).name != "triton"
+        backends.select("triton", CPU, F64, torch.float32)
+    assert backends.select("auto", CPU, F64, torch.float32).name != "triton"
     assert any("state is torch.float16" in r for r in backend.not_supported_reasons(CPU, torch.float16))
+    assert "the network is torch.float64" in backend.not_supported_reasons(CPU, F64, F64)[-1]
     assert "not a CUDA device" in backend.not_supported_reasons(torch.device("meta"), F64)[0]
     if not torch.cuda.is_available():
         assert "torch sees no CUDA device" in backend.not_supported_reasons(torch.device("cuda"), F64)
