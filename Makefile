@@ -5,13 +5,16 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt pyproject.toml constraints.txt $(wildcard csrc/*)
 
-.PHONY: sample test lint build bench gpu-build test-gpu bench-gpu clean
+.PHONY: sample test test-slow lint build bench gpu-build test-gpu bench-gpu clean
 
 sample: build
 	$(BIN)/edm-engine sample --model fashion-mnist --seeds 0-63 --class 0-9 --steps 18 --S-churn 0 --out out/ --grid
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-slow: build
+	$(BIN)/python -m pytest -m slow
 
 lint: build
 	$(BIN)/ruff check .
@@ -21,21 +24,26 @@ lint: build
 build: $(STAMP)
 
 $(STAMP): $(NATIVE)
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt scikit-build-core pybind11 ninja
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation \
+	    --config-settings cmake.define.EDM_WERROR=ON --editable ".[test]"
 	touch $(STAMP)
 
 bench: build
 	$(BIN)/python -m bench.bench_advance
 
-# With a GPU: the machine's own Python with torch, triton, scikit-build-core and pybind11; nothing is downloaded.
+# With a GPU: the machine's own Python and nvcc; nothing is downloaded. It must hold torch, triton, numpy, safetensors,
+# pillow, tqdm, click, and to build and test scikit-build-core, pybind11, cmake, ninja, pytest, hypothesis, mpmath.
 gpu-build:
 	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
 
 test-gpu: gpu-build
-	$(PYTHON) -m pytest tests/gpu tests/unit/test_advance.py
+	$(PYTHON) -c "import sys, torch; from engine import _native; \
+	    sys.exit(None if torch.cuda.is_available() and _native.cuda_built else 'test-gpu needs a CUDA device and nvcc')"
+	$(PYTHON) -m pytest -m "slow or not slow" tests/gpu
+	$(PYTHON) -m pytest tests/cpu tests/unit/test_advance.py tests/unit/test_cuda_source.py tests/unit/test_triton_ptx.py
 
 bench-gpu: gpu-build
 	$(PYTHON) -m bench.bench_advance --device cuda

@@ -79,7 +79,8 @@ def compare(size: tuple[int, ...], name: str, device: torch.device) -> list[dict
     moved = BYTES[ROWS[name].op.name] * state.x.numel()
     copy, copied = copy_call(moved // 2, device)
     plain = eager(ROWS[name])
-    compiled = torch.compile(plain, dynamic=False)
+    torch.compiler.reset()  # one code object serves every row: without this the recompile limit is met half-way
+    compiled = torch.compile(plain, dynamic=False, fullgraph=True)
     backends = [b for b in BACKENDS if b.name != "reference" and not b.not_supported_reasons(device, torch.float64)]
     calls = {b.name: partial(b.advance, F, state, 0) for b in backends}
     calls |= {"eager": lambda: plain(F, state), "compile": lambda: compiled(F, state), "copy": copy}

@@ -1,6 +1,5 @@
 """``sample`` and ``Engine``: from seeds to images."""
 
-import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from . import loop
 from .backends import select
 from .denoiser import Denoiser
 from .job import Job, Labels, Seeds
-from .networks.precision import cast_network
+from .networks.precision import cast_network, is_cast
 from .plan import Plan
 from .samplers import Sampler, edm
 from .state import State
@@ -29,11 +28,11 @@ class NonFiniteError(ArithmeticError):
 
 
 class Engine:
-    """A denoiser prepared for repeated sampling: cast, moved and laid out once, never changed afterwards.
+    """A denoiser prepared for repeated sampling: moved and cast once.
 
     Parameters
     ----------
-    denoiser: `Denoiser`; the engine works on a copy (parameters are shared when neither dtype nor device changes).
+    denoiser: `Denoiser`; the engine works on a copy, which shares its tensors if neither dtype nor device changes.
     sampler: default of `sample`; ``engine.samplers.edm()`` if None.
     dtype: the network's dtype; None keeps the denoiser's own.
     state_dtype: the solver's, float64 or float32. output_dtype: of the images returned.
@@ -62,13 +61,13 @@ class Engine:
             raise ValueError(f"denoiser is a {type(denoiser).__name__}; allowed: an engine.Denoiser")
         _require_one_of("dtype", dtype or denoiser.dtype, _NETWORK_DTYPES)
         _require_one_of("state_dtype", state_dtype, _STATE_DTYPES)
-        if not output_dtype.is_floating_point:
+        if not (isinstance(output_dtype, torch.dtype) and output_dtype.is_floating_point):
             raise ValueError(f"output_dtype is {output_dtype}; allowed: a floating dtype (engine.to_uint8 makes bytes)")
-        if batch_size is not None and batch_size < 1:
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
             raise ValueError(f"batch_size is {batch_size}; allowed: an integer from 1, or None")
         _require_one_of("on_nonfinite", on_nonfinite, ("raise", "rerun"))
         self.sampler = sampler or edm()
-        self.device = torch.device(device) if device is not None else _device_of(denoiser)
+        self.device = _device(device) if device is not None else _device_of(denoiser)
         self.backend = select(backend, self.device, state_dtype, dtype or denoiser.dtype)
         self.state_dtype, self.output_dtype = state_dtype, output_dtype
         self.batch_size = batch_size or _DEFAULT_BATCH
@@ -87,14 +86,38 @@ class Engine:
         progress: bool = False,
     ) -> Tensor:
         """Draw one image a seed: [N, C, *spatial] in ``output_dtype`` on the engine's device. See `engine.sample`."""
-        plan = Plan(sampler or self.sampler, self.denoiser.preconditioning)
+        batches = list(self.stream(
+            seeds=seeds, latents=latents, noise=noise, class_labels=class_labels, sampler=sampler, progress=progress
+        ))  # fmt: skip
+        return torch.cat([images for _, images in batches])
+
+    def stream(
+        self,
+        *,
+        seeds: Seeds | None = None,
+        latents: Tensor | None = None,
+        noise: str | Tensor = "philox",
+        class_labels: Labels = None,
+        sampler: Sampler | None = None,
+        progress: bool = False,
+    ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """Like `sample`, batch by batch: yields (where the images stand in what was asked for, images).
+
+        The whole job is checked by this call; the work is done as the iterator is read.
+        """
+        sampler = self.sampler if sampler is None else sampler
+        if not isinstance(sampler, Sampler):
+            raise ValueError(f"sampler is {sampler!r}; allowed: an engine.Sampler, such as engine.samplers.edm()")
+        plan = Plan(sampler, self.denoiser.preconditioning)
         job = Job.check(self.denoiser, plan, seeds, latents, noise, class_labels)
-        batches = job.batches(self.batch_size)
-        images = torch.empty(len(job.positions), *job.shape, dtype=self.output_dtype, device=self.device)
-        with _progress(progress, len(batches) * plan.nfe) as tick, torch.no_grad():
+        return self._stream(plan, job.batches(self.batch_size), progress)
+
+    def _stream(self, plan: Plan, batches: list[Job], progress: bool) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        with tqdm(total=len(batches) * plan.nfe, unit="eval", desc="sampling", disable=not progress) as bar:
             for batch in batches:
-                images[list(batch.positions)] = self._run(plan, batch, tick).to(self.output_dtype)
-        return images
+                with torch.no_grad():
+                    images = self._run(plan, batch, lambda: bar.update() and None).to(self.output_dtype)
+                yield batch.positions, images
 
     def _run(self, plan: Plan, job: Job, tick: Callable[[], None]) -> Tensor:
         """All samples of a job in one batch; the solver's final state."""
@@ -176,12 +199,28 @@ def sample(
 
 def _prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Denoiser:
     """A copy of the denoiser in eval mode; tensors are copied only if they must change."""
-    if dtype == denoiser.dtype and device == _device_of(denoiser):
+    if is_cast(denoiser.model, dtype) and device == _device_of(denoiser):
         shared = {id(t): t for t in (*denoiser.parameters(), *denoiser.buffers())}
         return copy.deepcopy(denoiser, shared).eval()
     prepared = copy.deepcopy(denoiser).to(device).eval()
     cast_network(prepared.model, dtype)
     return prepared
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """A device that is there, with its index."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}; allowed: 'cpu', 'cuda', 'cuda:0' and so on")
+    if found.type == "cpu":
+        return torch.device("cpu")
+    index = found.index or 0
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}; allowed: 'cpu', or one of {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)
 
 
 def _device_of(denoiser: Denoiser) -> torch.device:
@@ -194,9 +233,3 @@ _T = TypeVar("_T")
 def _require_one_of(name: str, value: _T, allowed: tuple[_T, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
-
-
-@contextlib.contextmanager
-def _progress(show: bool, total: int) -> Iterator[Callable[[], None]]:
-    with tqdm(total=total, unit="eval", desc="sampling", disable=not show) as bar:
-        yield lambda: bar.update() and None

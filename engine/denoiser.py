@@ -83,7 +83,8 @@ class Denoiser(nn.Module):
         resolution, channels = rest.pop("img_resolution"), rest.pop("img_channels")
         pre_names = set(inspect.signature(kind).parameters)
         pre_args = {name: rest.pop(name) for name in list(rest) if name in pre_names}
-        allowed = set(inspect.signature(_NETWORKS[model_type]).parameters)
+        given = {"img_resolution", "in_channels", "out_channels"}
+        allowed = set(inspect.signature(_NETWORKS[model_type]).parameters) - given
         for name in rest:
             if name not in allowed:
                 raise ValueError(f"{name} is not a keyword of {class_name} or {model_type}; allowed: {sorted(allowed)}")
@@ -97,10 +98,26 @@ class Denoiser(nn.Module):
         """The dtype the network computes in."""
         return network_dtype(self.model)
 
+    @property
+    def sigma_min(self) -> float:
+        """The smallest noise level the network supports."""
+        return self.preconditioning.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        """The largest noise level the network supports."""
+        return self.preconditioning.sigma_max
+
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        """The nearest noise level the network knows."""
+        return self.preconditioning.round_sigma(torch.as_tensor(sigma))
+
     def call_network(self, net_in: Tensor, c_noise: Tensor, class_labels: Tensor | None, **extra: Tensor) -> Tensor:
         """F(net_in; c_noise) [B, >=C, *spatial] in the network's dtype; refuses an output of another shape."""
         labels = (class_labels,) if self.label_dim else ()
         F = self.model(net_in, c_noise, *labels, **extra)
+        if not isinstance(F, Tensor):
+            raise ValueError(f"the network returned a {type(F).__name__}; allowed: a tensor")
         batch, channels, *spatial = net_in.shape
         if F.shape[0] != batch or F.shape[1] < channels or list(F.shape[2:]) != spatial:
             raise ValueError(
@@ -125,6 +142,8 @@ class Denoiser(nn.Module):
         x = x.to(dtype)
         sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1).expand(x.shape[0])
         c_skip, c_out, c_in, c_noise = self.preconditioning.coefficients(sigma)
+        if class_labels is not None and not self.label_dim:
+            raise ValueError("class_labels are given; allowed: None, the network is unconditional")
         if self.label_dim and class_labels is None:
             class_labels = torch.zeros([x.shape[0], self.label_dim], device=x.device)
         extra = {} if augment_labels is None else {"augment_labels": augment_labels}

@@ -45,10 +45,12 @@ class Job:
         checked_seeds = None if seeds is None else _seeds(seeds)
         if checked_seeds is None and latents is None:
             raise ValueError("seeds and latents are both None; give one seed a sample, or latents [N, C, *spatial]")
+        if latents is not None and not isinstance(latents, Tensor):
+            raise ValueError(f"latents is a {type(latents).__name__}; allowed: a tensor [N, C, *spatial]")
         count = len(checked_seeds) if checked_seeds is not None else len(latents)  # type: ignore[arg-type]
         if latents is not None and (tuple(latents.shape) != (count, *shape) or count == 0):
             raise ValueError(f"latents has shape {list(latents.shape)}; allowed: {[count or 'N', *shape]}, N from 1")
-        if isinstance(noise, str) and noise != "philox":
+        if not isinstance(noise, Tensor) and not (isinstance(noise, str) and noise == "philox"):
             raise ValueError(f"noise is {noise!r}; allowed: 'philox' or a tensor [draws, N, C, *spatial]")
         draws = noise if isinstance(noise, Tensor) else None
         if draws is not None:

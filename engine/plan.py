@@ -6,6 +6,7 @@ Row 0 is BEGIN (there is no F yet); row k + 1 consumes evaluation k.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -111,8 +112,8 @@ class Plan:
         self.steps = sampler.steps
         rows = sampler.rows(preconditioning)
         _check_order(rows)
-        self.rows = _precondition(rows, preconditioning)
-        _check_numbers(self.rows)
+        self.rows = tuple(_precondition(rows, preconditioning))
+        _check_numbers(self.rows, self.steps)
         self.nfe = len(self.rows) - 1
         self.sigmas = tuple(row.sigma for row in self.rows[1:])
         self.slots = max(_slots_used(row) for row in self.rows)
@@ -138,7 +139,7 @@ class Plan:
 
 def _precondition(rows: list[Row], preconditioning: Preconditioning) -> list[Row]:
     """Fill in what the solver does not decide: c_skip and c_out of each evaluation, c_in and c_noise of the next."""
-    sigma = torch.tensor([row.sigma for row in rows[1:]], dtype=torch.float64).to(torch.float32)
+    sigma = torch.tensor([row.sigma for row in rows[1:]], dtype=torch.float64, device="cpu").to(torch.float32)
     c_skip, c_out, c_in, c_noise = (c.tolist() for c in preconditioning.coefficients(sigma))
     filled = list(rows)
     for k in range(len(rows) - 1):
@@ -168,7 +169,7 @@ def _check_order(rows: list[Row]) -> None:
             raise ValueError(f"row {index} ({op.name}): every PREDICT is followed by a CORRECT, and no other row is")
 
 
-def _check_numbers(rows: list[Row]) -> None:
+def _check_numbers(rows: Sequence[Row], steps: int) -> None:
     """Every number finite, steps towards less noise, weights that sum to one."""
     for index, row in enumerate(rows):
         what = f"row {index} ({row.op.name})"
@@ -177,6 +178,8 @@ def _check_numbers(rows: list[Row]) -> None:
                 raise ValueError(f"{what}: {name} is {getattr(row, name)}; allowed: a finite number")
         if row.std < 0 or row.slope_t == 0 or row.s == 0 or row.s_next == 0:
             raise ValueError(f"{what}: std = {row.std}, slope_t = {row.slope_t}, s = {row.s}; std >= 0, others not 0")
+        if not (0 <= row.draw < steps and row.draw == int(row.draw)):
+            raise ValueError(f"{what}: draw = {row.draw}; allowed: the index of a step, 0 to {steps - 1}")
         if row.h > 0:
             raise ValueError(f"{what}: h = {row.h}; a step goes towards less noise, h <= 0")
         if row.op is Op.CORRECT and row.w_0 + row.w_1 != 1:

@@ -27,10 +27,8 @@ class Coefficients(NamedTuple):
 class Preconditioning(ABC):
     """How a network F becomes a denoiser D, and the noise levels it was trained for."""
 
-    @property
-    @abstractmethod
-    def sigma_range(self) -> tuple[float, float]:
-        """The smallest and largest noise level the network supports."""
+    sigma_min: float  # the smallest and largest noise level the network supports
+    sigma_max: float
 
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> Coefficients:
@@ -54,10 +52,6 @@ class EDM(Preconditioning):
     sigma_max: float = math.inf
     sigma_data: float = 0.5
 
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        return self.sigma_min, self.sigma_max
-
     def coefficients(self, sigma: Tensor) -> Coefficients:
         total = sigma**2 + self.sigma_data**2
         root = _sqrt(total)
@@ -79,12 +73,16 @@ class VP(Preconditioning):
     epsilon_t: float = 1e-5
 
     @property
-    def sigma_range(self) -> tuple[float, float]:
-        return self.sigma(self.epsilon_t), self.sigma(1.0)
+    def sigma_min(self) -> float:  # type: ignore[override]
+        return self.sigma(self.epsilon_t)
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        return self.sigma(1.0)
 
     def sigma(self, t: float) -> float:
         """sigma(t) in float32, as the published networks have their range: 0.00098 and 152.17 by default."""
-        time = torch.tensor(t, dtype=torch.float32)
+        time = torch.tensor(t, dtype=torch.float32, device="cpu")
         return _sqrt((0.5 * self.beta_d * time**2 + self.beta_min * time).exp() - 1).item()
 
     def sigma_inv(self, sigma: Tensor) -> Tensor:
@@ -101,10 +99,6 @@ class VE(Preconditioning):
 
     sigma_min: float = 0.02
     sigma_max: float = 100.0
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        return self.sigma_min, self.sigma_max
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         one = torch.ones_like(sigma)
@@ -123,13 +117,16 @@ class IDDPM(Preconditioning):
     M: int = 1000
 
     @property
-    def sigma_range(self) -> tuple[float, float]:
-        u = self.levels()
-        return u[self.M - 1].item(), u[0].item()
+    def sigma_min(self) -> float:  # type: ignore[override]
+        return self.levels()[self.M - 1].item()
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        return self.levels()[0].item()
 
     def levels(self) -> Tensor:
         """u_0 > u_1 > ... > u_M = 0, float32 [M + 1]."""
-        return _iddpm_levels(self.C_1, self.C_2, self.M)
+        return torch.tensor(_iddpm_levels(self.C_1, self.C_2, self.M), dtype=torch.float32, device="cpu")
 
     def nearest(self, sigma: Tensor) -> Tensor:
         """The index j of the level nearest to each sigma, int64."""
@@ -146,14 +143,14 @@ class IDDPM(Preconditioning):
 
 
 @lru_cache(maxsize=8)
-def _iddpm_levels(C_1: float, C_2: float, M: int) -> Tensor:
+def _iddpm_levels(C_1: float, C_2: float, M: int) -> tuple[float, ...]:
     """The recursion of Table 1 (iDDPM, time steps), accumulated in float32 as the published networks have it."""
-    j = torch.arange(M + 1)
+    j = torch.arange(M + 1, device="cpu")
     alpha_bar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
-    u = torch.zeros(M + 1)
+    u = torch.zeros(M + 1, dtype=torch.float32, device="cpu")
     for i in range(M, 0, -1):
         u[i - 1] = ((u[i] ** 2 + 1) / (alpha_bar[i - 1] / alpha_bar[i]).clip(min=C_1) - 1).sqrt()
-    return u
+    return tuple(u.tolist())
 
 
 @dataclass(frozen=True)
@@ -162,10 +159,6 @@ class Direct(Preconditioning):
 
     sigma_min: float = 0.0
     sigma_max: float = math.inf
-
-    @property
-    def sigma_range(self) -> tuple[float, float]:
-        return self.sigma_min, self.sigma_max
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         one = torch.ones_like(sigma)

@@ -44,8 +44,8 @@ def algorithm2(
     called only when the step churns. It shares no code with `Plan`, so that each can be checked against the other.
     """
     device = latents.device
-    round_sigma, (lowest, highest) = preconditioning.round_sigma, preconditioning.sigma_range
-    low, high = max(sigma_min, lowest), min(sigma_max, highest)
+    round_sigma = preconditioning.round_sigma
+    low, high = max(sigma_min, preconditioning.sigma_min), min(sigma_max, preconditioning.sigma_max)
     index = torch.arange(steps, dtype=torch.float64)
     ramp = index / (steps - 1) if steps > 1 else index
     t_steps = (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho

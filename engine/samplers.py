@@ -62,7 +62,7 @@ class EDMSteps:
 
     def times(self, preconditioning: Preconditioning) -> Tensor:
         """t_0 > ... > t_{N-1} > t_N = 0, float64 [steps + 1], inside the network's range and on its noise levels."""
-        lowest, highest = preconditioning.sigma_range
+        lowest, highest = preconditioning.sigma_min, preconditioning.sigma_max
         low, high = max(self.sigma_min, lowest), min(self.sigma_max, highest)
         _require(
             "sigma_min, sigma_max",
@@ -71,9 +71,9 @@ class EDMSteps:
             f"a range in {lowest}..{highest}",
         )
         first, last = high ** (1 / self.rho), low ** (1 / self.rho)
-        index = torch.arange(self.steps, dtype=torch.float64)
+        index = torch.arange(self.steps, dtype=torch.float64, device="cpu")
         t = (first + index / max(self.steps - 1, 1) * (last - first)) ** self.rho
-        return torch.cat([preconditioning.round_sigma(t), torch.zeros(1, dtype=torch.float64)])
+        return torch.cat([preconditioning.round_sigma(t), torch.zeros(1, dtype=torch.float64, device="cpu")])
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class EDMSampler(Sampler):
         rows = [Row(Op.BEGIN, begin_scale=times[0])]
         for i, (t, t_next) in enumerate(itertools.pairwise(times)):
             gamma = self.churn.gamma(t, self.steps)
-            t_hat = float(preconditioning.round_sigma(torch.tensor(t + gamma * t, dtype=torch.float64)))
+            t_hat = float(preconditioning.round_sigma(torch.tensor(t + gamma * t, dtype=torch.float64, device="cpu")))
             std = math.sqrt(t_hat * t_hat - t * t) * self.churn.S_noise
             rows[-1] = rows[-1].then(std=std, draw=i)
             h = t_next - t_hat

@@ -105,7 +105,7 @@ def random_row(op: Op, churn: bool, slots: int, generator: torch.Generator) -> R
         row = row.then(**(mix(X_FROM) | {"x_from_x": number()}), keep_slot=keep - 1, store_slot=store - 1)
         row = row.then(**mix(KEEP_FROM), **mix(STORE_FROM))
     if churn and op is not Op.PREDICT:
-        row = row.then(ratio=abs(number()), std=abs(number()))
+        row = row.then(ratio=abs(number()), std=abs(number()) if torch.rand(1, generator=generator) < 0.7 else 0.0)
     return row
 
 

@@ -38,7 +38,7 @@ TRITON = Backend("triton", triton.advance, triton.not_supported_reasons)
 CPU = Backend("cpu", native.advance_cpu, native.cpu_not_supported_reasons)
 CUDA = Backend("cuda", native.advance_cuda, native.cuda_not_supported_reasons)
 
-BACKENDS: tuple[Backend, ...] = (CUDA, TRITON, CPU, REFERENCE)
+BACKENDS: tuple[Backend, ...] = (CUDA, CPU, TRITON, REFERENCE)
 
 
 def select(name: str, device: torch.device, state_dtype: torch.dtype, net_dtype: torch.dtype) -> Backend:

@@ -5,11 +5,12 @@ import math
 import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
-from tqdm import tqdm
 
 from .. import checkpoints, samplers
 from ..api import Engine
@@ -58,7 +59,7 @@ def sample(
     grid: bool,
 ) -> None:
     """Draw one image a seed and write PNG files named by seed, with the settings beside them."""
-    settings = dict(click.get_current_context().params, out=str(out))
+    settings = dict(click.get_current_context().params)
     sampler = samplers.edm(steps, sigma_min, sigma_max, rho, S_churn, S_tmin, S_tmax, S_noise, solver)  # type: ignore[arg-type]
     engine = Engine(
         checkpoints.load(model),
@@ -69,26 +70,28 @@ def sample(
         batch_size=batch,
     )
     labels = [classes[i % len(classes)] for i in range(len(seeds))] if classes else None
-    out.mkdir(parents=True, exist_ok=True)
+    batches = engine.stream(seeds=seeds, class_labels=labels, progress=True)  # refuses bad input before any file
     pixels = []
     started = time.perf_counter()
-    with ThreadPoolExecutor(2) as pool, tqdm(total=len(seeds), unit="image", desc="sampling") as bar:
-        for start in range(0, len(seeds), batch):
-            chunk = seeds[start : start + batch]
-            images = to_uint8(
-                engine.sample(seeds=chunk, class_labels=None if labels is None else labels[start : start + batch])
-            ).cpu()
-            list(pool.map(save_png, images, [out / f"{seed:06d}.png" for seed in chunk]))
-            pixels.append(images)
-            bar.update(len(chunk))
+    with ThreadPoolExecutor(2) as pool:
+        for positions, images in batches:
+            drawn = to_uint8(images).cpu()
+            list(pool.map(save_png, drawn, [out / f"{seeds[i]:06d}.png" for i in positions]))
+            if grid:
+                pixels.append(drawn)
     seconds = time.perf_counter() - started
     if grid:
         names = engine.denoiser.class_names
         texts = None if labels is None else [names[c] if names else str(c) for c in labels]
         columns = len(classes) if classes and len(classes) > 1 else None
         save_grid(torch.cat(pixels), out / "grid.png", columns=columns, labels=texts, scale=2)
-    record = settings | {"images": len(seeds), "seconds": seconds, "torch": torch.__version__}
-    record["processor"] = platform.machine() if engine.device.type == "cpu" else torch.cuda.get_device_name()
-    with atomic_path(out / "settings.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    _write_settings(out / "settings.json", settings | {"images": len(seeds), "seconds": seconds})
     click.echo(f"{len(seeds)} images in {seconds:.1f} s, {len(seeds) / seconds:.2f} images/s, written to {out}")
+
+
+def _write_settings(path: Path, settings: dict[str, Any]) -> None:
+    """What it takes to draw the same images again, as strict JSON: an infinite S_tmax is the string "inf"."""
+    record = settings | {"engine": version("edm-engine"), "torch": torch.__version__, "processor": platform.machine()}
+    plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(plain, indent=2, default=str, allow_nan=False) + "\n")

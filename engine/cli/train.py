@@ -65,7 +65,10 @@ def train(
                 saved = time.monotonic()
     trainer.save(checkpoint)
     notes = {
-        "training_command": f"edm-engine train --preset {preset} --images {images} --seed {seed}",
+        "training_command": (
+            f"edm-engine train --preset {preset} --images {images} --seed {seed} "
+            f"--batch {config.batch_size} --dtype {config.dtype}"
+        ),
         "training_config": repr(asdict(config)),
         "images_seen": str(trainer.images_seen),
         "data": "Fashion-MNIST, 60,000 training images, MIT licence",

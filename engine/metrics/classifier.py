@@ -64,9 +64,11 @@ def train_classifier(
     images: Tensor, labels: Tensor, *, epochs: int = 8, batch_size: int = 128, seed: int = 0
 ) -> Iterator[Classifier]:
     """Adam with a one-cycle rate, random shifts and mirrored images; yields the classifier after each epoch."""
-    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    classifier = Classifier()
+    with torch.random.fork_rng([]):  # initialisation and dropout draw from torch's own generator
+        torch.manual_seed(seed)
+        classifier = Classifier()
+        dropout = torch.get_rng_state()
     classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3, weight_decay=1e-2)
     steps = epochs * (len(images) // batch_size)
@@ -74,12 +76,15 @@ def train_classifier(
     for _ in range(epochs):
         classifier.train()
         order = torch.randperm(len(images), generator=generator)
-        for index in order[: len(images) // batch_size * batch_size].split(batch_size):
-            loss = F.cross_entropy(classifier(_jitter(images[index], generator)), labels[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        with torch.random.fork_rng([]):
+            torch.set_rng_state(dropout)
+            for index in order[: len(images) // batch_size * batch_size].split(batch_size):
+                loss = F.cross_entropy(classifier(_jitter(images[index], generator)), labels[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            dropout = torch.get_rng_state()
         yield classifier.eval()
 
 

@@ -146,18 +146,18 @@ class SongUNet(nn.Module):
         return next(p.dtype for name, p in self.enc.named_parameters() if name.endswith("_conv.weight"))
 
     def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """The conditioning vector [B, emb_channels], in float32."""
-        emb = self.map_noise(noise_labels)
+        """The conditioning vector [B, emb_channels], in the linear layers' dtype (float32)."""
+        emb = self.map_noise(noise_labels).to(self.map_layer0.weight.dtype)
         emb = emb.reshape(emb.shape[0], 2, -1).flip(1).reshape(emb.shape)  # published order: sin before cos
         if self.map_label is not None:
             if class_labels is None:
                 raise ValueError("class_labels is None; a network with label_dim > 0 needs [B, label_dim]")
             if self.training and self.label_dropout:
                 keep = torch.rand([emb.shape[0], 1], device=emb.device) >= self.label_dropout
-                class_labels = class_labels * keep.to(class_labels.dtype)
-            emb = emb + self.map_label(class_labels * np.sqrt(self.label_dim))
+                class_labels = class_labels * keep
+            emb = emb + self.map_label(class_labels.to(emb.dtype) * np.sqrt(self.label_dim))
         if self.map_augment is not None and augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels)
+            emb = emb + self.map_augment(augment_labels.to(emb.dtype))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def forward(

@@ -4,6 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, images: Tensor, labels: Tensor, device: str = "cpu", compile: bool = True
     ) -> None:
-        torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
         self.images, self.labels = images, labels
-        self.master = Denoiser.from_config(config.network).to(self.device)
+        with _seeded(config.seed, self.device):
+            self.master = Denoiser.from_config(config.network).to(self.device)
         self.ema = copy.deepcopy(self.master).eval().requires_grad_(False)
         self.worker = copy.deepcopy(self.master)
         cast_network(self.worker.model, getattr(torch, config.dtype))
@@ -74,7 +75,8 @@ class Trainer:
     def train_step(self) -> float:
         self._set_lr()
         batch = [tensor.to(self.device) for tensor in self.batch(self.step)]
-        loss = self._loss(self.worker, *batch).mean()
+        with _seeded((self.config.seed << 32) + self.step, self.device):  # dropout draws from torch's own generator
+            loss = self._loss(self.worker, *batch).mean()
         loss.backward()
         for master, worker in self._pairs:
             master.grad = None if worker.grad is None else worker.grad.to(torch.float32)
@@ -143,6 +145,14 @@ class Trainer:
         with torch.no_grad():
             for master, worker in self._pairs:
                 worker.copy_(master)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's own generators start from ``seed`` inside and are as before afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class Log:

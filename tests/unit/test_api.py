@@ -98,6 +98,28 @@ def test_latents_are_scaled_inside():
     assert torch.equal(draw(seeds=[5, 6]), draw(seeds=None, latents=normals))
 
 
+def test_stream_checks_the_whole_job_first():
+    prepared = engine.Engine(wavy(EDM(), (2, 4, 6)), sampler=SAMPLER, batch_size=2)
+    with pytest.raises(ValueError, match="seeds contains 1 more than once"):
+        prepared.stream(seeds=[1, 2, 3, 1])
+    batches = list(prepared.stream(seeds=[5, 6, 7]))
+    assert [positions for positions, _ in batches] == [(0, 1), (2,)]
+    assert torch.equal(torch.cat([images for _, images in batches]), prepared.sample(seeds=[5, 6, 7]))
+
+
+@pytest.mark.parametrize("whole", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_unet_that_was_cast_whole(whole):
+    torch.manual_seed(0)
+    network = SongUNet(16, 1, 1, label_dim=3, model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[])
+    denoiser = engine.Denoiser(network, EDM()).eval().to(whole)
+    expected = draw(engine.Denoiser(network, EDM()).to(whole), dtype=whole, class_labels=1)
+    assert torch.equal(draw(denoiser, class_labels=1), expected)
+    assert torch.isfinite(draw(denoiser, dtype=torch.float32, class_labels=1)).all()
+    assert network.map_layer0.weight.dtype == whole  # the caller's own stays as it is
+    prepared = engine.Engine(denoiser, dtype=torch.bfloat16).denoiser.model
+    assert (prepared.dtype, prepared.map_layer0.weight.dtype) == (torch.bfloat16, torch.float32)
+
+
 def test_progress_goes_to_stderr(capsys):
     draw(progress=True)
     assert "sampling" in capsys.readouterr().err
@@ -167,7 +189,13 @@ LATENTS = torch.zeros(3, 2, 4, 6)
         ),
         ({"class_labels": 1}, "class_labels is 1; allowed: None, the network is unconditional"),
         ({"backend": "tpu"}, "backend is 'tpu'; allowed: auto, "),
-        ({"backend": "cuda"}, r"backend 'cuda' cannot run here\. cuda: .* \| triton: .* \| cpu: .*reference: can run"),
+        ({"noise": None}, "noise is None; allowed: 'philox' or a tensor"),
+        ({"latents": [[0.0]]}, "latents is a list; allowed: a tensor"),
+        ({"device": "tpu"}, "device is 'tpu'; allowed: 'cpu', 'cuda', 'cuda:0' and so on"),
+        ({"device": "cuda:99"}, "device is 'cuda:99'; allowed: 'cpu', or one of"),
+        ({"sampler": "edm"}, "sampler is 'edm'; allowed: an engine.Sampler"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; allowed: an integer from 1"),
+        ({"backend": "cuda"}, r"backend 'cuda' cannot run here\. cuda: .* \| cpu: .* \| triton: .*reference: can run"),
         (
             {"state_dtype": torch.float16},
             "state_dtype is torch.float16; allowed: torch.float64, torch.float32",

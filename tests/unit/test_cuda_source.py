@@ -19,7 +19,8 @@ pytestmark = [
 
 def options():
     """edm_cuda_options of CMakeLists.txt."""
-    return re.search(r"set\(edm_cuda_options ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
+    flags = re.search(r"set\(edm_cuda_options ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
+    return [*flags, "-Werror=all-warnings"]
 
 
 def compile_to(folder, source, architecture):

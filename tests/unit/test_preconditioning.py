@@ -33,7 +33,7 @@ def test_vp_sigma_and_its_inverse():
         sigma = VP().sigma(t)
         assert sigma == pytest.approx(math.sqrt(math.exp(0.5 * 19.9 * t * t + 0.1 * t) - 1), rel=2e-5)
         assert VP().sigma_inv(torch.tensor(sigma, dtype=torch.float64)).item() == pytest.approx(t, rel=1e-4)
-    assert VP().sigma_range == (0.0009765625, pytest.approx(152.16697692871094, rel=1e-6))
+    assert (VP().sigma_min, VP().sigma_max) == (0.0009765625, pytest.approx(152.16697692871094, rel=1e-6))
 
 
 def test_iddpm_levels_and_rounding():
@@ -50,7 +50,7 @@ def test_iddpm_levels_and_rounding():
     between = (u[300] * 0.9 + u[301] * 0.1).reshape(1)
     assert pre.round_sigma(between).item() == u[300].item()
     assert pre.coefficients(u[[300, 999]].float()).c_noise.tolist() == [699, 0]
-    assert pre.sigma_range == (u[999].item(), u[0].item())
+    assert (pre.sigma_min, pre.sigma_max) == (u[999].item(), u[0].item())
 
 
 def test_from_config_builds_all_four_published_classes():
