@@ -112,5 +112,4 @@ def test_addresses_have_64_bits(advance):
 
 def test_project_options_are_the_ones_compiled_with():
     assert "--fmad=false" in options()
-    assert "all-warnings" in options()
     assert not [o for o in options() if "fast-math" in o or "prec" in o or "ftz" in o]
