@@ -246,6 +246,7 @@ def test_what_is_missing_is_reported():
     TRITON.advance(None, state, 2)
     assert (state.bad_row >= 0).tolist() == [True, False]
     F, state = Case((Op.EULER,) * 2, (2, 4, 4)).build()
+    state.table[:, COLUMNS.index("std")] = 0.5
     state.noise = Noise(state.noise.shape, latents=state.x.clone())
     TRITON.advance(F, state, 2)
     assert (state.bad_row >= 0).all()
