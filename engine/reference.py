@@ -75,12 +75,38 @@ def advance(F: Tensor | None, state: State, k: int) -> None:
     """Consume F of each sample's row ``base_row[b] + k`` and prepare the next network input; see `plan.Row`.
 
     F: [B, >=C, *spatial] in any float dtype, any layout; None if every row is BEGIN. Writes x, slots, net_in, c_noise
-    and bad_row of ``state`` in place.
+    and bad_row of ``state`` in place. Raises IndexError for a row outside the table, ValueError for one the state lacks
+    F, noise or a slot for; then nothing has been written.
     """
     rows = (state.base_row + k).tolist()
+    for b, row in enumerate(rows):
+        _refuse_row(F, state, b, row)
     for row in sorted(set(rows)):
         samples = [b for b, r in enumerate(rows) if r == row]
         _advance_row(F, state, row, samples)
+
+
+def _refuse_row(F: Tensor | None, state: State, b: int, row: int) -> None:
+    """What sample b's row needs must be there."""
+    what = f"advance: sample {b} is at row {row}"
+    if not 0 <= row < len(state.table):
+        raise IndexError(f"{what}; the table has {len(state.table)} rows")
+    value = dict(zip(COLUMNS, state.table[row].tolist(), strict=True))
+    if value["op"] not in list(Op):
+        raise ValueError(f"{what}: its op is unknown")
+    if value["op"] != Op.BEGIN and F is None:
+        raise ValueError(f"{what}: it needs F, which is None")
+    noise, noisy = state.noise, value["op"] != Op.PREDICT and value["std"] != 0
+    begins = value["op"] == Op.BEGIN and noise.latents is None
+    if noise.seeds is None and (begins or (noisy and noise.eps is None)):
+        raise ValueError(f"{what}: it draws noise, and there are neither seeds nor a buffer")
+    if noisy and not 0 <= value["draw"] < (math.inf if noise.eps is None else len(noise.eps)):
+        raise ValueError(f"{what}: its draw is {value['draw']:.0f}; the noise has fewer, or it is negative")
+    used = 1 if value["op"] in (Op.PREDICT, Op.CORRECT) else 0
+    if value["op"] == Op.LINEAR:
+        used = 1 + int(max(value["keep_slot"], value["store_slot"]))
+    if used > len(state.slots):
+        raise ValueError(f"{what}: it uses a slot that is not allocated")
 
 
 def _advance_row(F: Tensor | None, state: State, row: int, samples: list[int]) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from engine import reference
 from engine.backends import BACKENDS
-from engine.plan import Op
+from engine.plan import COLUMNS, Op
+from engine.state import Noise
 from tests.cases import Case, assert_same_bits, check
 
 CPU = torch.device("cpu")
@@ -111,6 +112,26 @@ def test_a_sample_does_not_depend_on_the_others(backend):
         assert_same_bits(state.x[b], one.x[0], "x")
         assert_same_bits(state.slots[:, b], one.slots[:, 0], "slots")
         assert_same_bits(state.net_in[b], one.net_in[0], "net_in")
+
+
+@pytest.mark.parametrize("backend", [b for b in HERE if b.name != "triton"], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    ("op", "change", "error", "message"),
+    [
+        (Op.EULER, lambda s: s.base_row.fill_(9), IndexError, "sample 0 is at row 11; the table has 4 rows"),
+        (Op.EULER, lambda s: s.base_row.fill_(-3), IndexError, "sample 0 is at row -1; the table has 4 rows"),
+        (Op.EULER, lambda s: s.table[:, COLUMNS.index("op")].fill_(7), ValueError, "its op is unknown"),
+        (Op.BEGIN, lambda s: setattr(s, "noise", Noise(s.noise.shape)), ValueError, "neither seeds nor a buffer"),
+        (Op.PREDICT, lambda s: setattr(s, "slots", s.slots[:0]), ValueError, "a slot that is not allocated"),
+    ],
+)
+def test_a_row_that_cannot_be_carried_out_is_refused(backend, op, change, error, message):
+    F, state = Case((op,) * 2, (3, 4, 4)).build()
+    change(state)
+    before = state.x.clone()
+    with pytest.raises(error, match=message):
+        backend.advance(F, state, 2)
+    assert torch.equal(state.x, before)
 
 
 def test_reference_begins_without_a_network_output():
