@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bench.harness import copy_call, measure, parser, write
 from engine.backends import BACKENDS
+from engine.noise import seed_bits
 from engine.plan import Op, Row
-from engine.state import Noise, State, seed_bits
+from engine.state import Noise, State
 
 COMMON = {"c_skip": 0.5, "c_out": 0.25, "slope_t": 2.0, "h": -0.125, "evaluate": 1.0, "c_in": 0.75, "c_noise": 0.1}
 CHURN = {"std": 0.5, "draw": 1}

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from . import noise as normals
 from .denoiser import Denoiser
+from .noise import seed_bits
 from .plan import Plan
-from .state import Noise, seed_bits
+from .state import Noise
 
 Seeds = Sequence[int] | Tensor | range
 Labels = int | Sequence[int] | Tensor | None

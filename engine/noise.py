@@ -220,6 +220,11 @@ def uniform_int(seeds: Sequence[int], high: int) -> list[int]:
     return [w * high >> 32 for w in word.flatten().tolist()]
 
 
+def seed_bits(seeds: Sequence[int], device: Device) -> torch.Tensor:
+    """Integers in [0, 2**64) as int64 [B] of the same bit pattern, on ``device``."""
+    return torch.tensor([seed - (seed >> 63 << 64) for seed in seeds], dtype=torch.int64, device=device)
+
+
 def _normal_cpu(keys: list[int], draws: list[int], dims: list[int]) -> torch.Tensor:
     from engine import _native
 
@@ -234,7 +239,7 @@ def _normal_cuda(keys: list[int], draws: list[int], dims: list[int], device: tor
     from engine import _native
 
     out = torch.empty((len(keys), *dims), dtype=torch.float32, device=device)
-    key, counter = torch.from_numpy(np.array([keys, draws], dtype=np.uint64).view(np.int64)).to(out.device)
+    key, counter = seed_bits(keys, out.device), seed_bits(draws, out.device)
     addresses = key.data_ptr(), counter.data_ptr(), out.data_ptr()
     stream = torch.cuda.current_stream(out.device).cuda_stream
     _native.normal_cuda(*addresses, len(keys), math.prod(dims), out.device.index, stream)
@@ -245,8 +250,7 @@ def _normal_triton(keys: list[int], draws: list[int], dims: list[int], device: t
     from .kernels import philox
 
     out = torch.empty((len(keys), *dims), dtype=torch.float32, device=device)
-    words = torch.tensor([[v - (v >> 63 << 64) for v in values] for values in (keys, draws)], dtype=torch.int64)
-    philox.normal(*words.to(device), out)
+    philox.normal(seed_bits(keys, device), seed_bits(draws, device), out)
     return out
 
 

@@ -79,8 +79,8 @@ def advance(F: Tensor | None, state: State, k: int) -> None:
     F, noise or a slot for; then nothing has been written.
     """
     rows = (state.base_row + k).tolist()
-    for b, row in enumerate(rows):
-        _refuse_row(F, state, b, row)
+    for row in dict.fromkeys(rows):  # in the order of the samples, each row once
+        _refuse_row(F, state, rows.index(row), row)
     for row in sorted(set(rows)):
         samples = [b for b, r in enumerate(rows) if r == row]
         _advance_row(F, state, row, samples)

@@ -37,11 +37,6 @@ class Noise:
         return noise.normal(seeds, draw, self.shape, backend="reference", device=self.seeds.device)
 
 
-def seed_bits(seeds: Sequence[int], device: torch.device) -> Tensor:
-    """64-bit seeds as int64 [B] of the same bit pattern."""
-    return torch.tensor([seed - (seed >> 63 << 64) for seed in seeds], dtype=torch.int64, device=device)
-
-
 @dataclass
 class State:
     """Buffers of one batch, written in place by ``advance``.

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from engine import reference
 from engine.backends import Backend
+from engine.noise import seed_bits
 from engine.plan import KEEP_FROM, STORE_FROM, X_FROM, Op, Row
-from engine.state import Noise, State, seed_bits
+from engine.state import Noise, State
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import torch
 
 from engine import _native, reference
 from engine.backends import native
+from engine.noise import seed_bits
 from engine.plan import COLUMNS, Op, Row
-from engine.state import Noise, State, seed_bits
+from engine.state import Noise, State
 from tests.cases import Case, assert_same_bits
 
 ISAS = _native.normal_isas()

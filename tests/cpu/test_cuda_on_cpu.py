@@ -14,9 +14,9 @@ import torch
 
 from engine import reference
 from engine.backends import native
-from engine.noise import normal_ref
+from engine.noise import normal_ref, seed_bits
 from engine.plan import COLUMNS, Op
-from engine.state import Noise, seed_bits
+from engine.state import Noise
 from tests.cases import Case, assert_same_bits
 
 ROOT = Path(__file__).parents[2]
