@@ -3,6 +3,7 @@
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -25,7 +26,7 @@ _DATA = click.option(
 
 @click.command()
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="fashion-mnist", show_default=True)
-@click.option("--images", type=int, default=1_000_000, show_default=True, help="Stop once so many images were seen.")
+@click.option("--images", type=int, help="How many images the run sees in all; the preset's if not given.")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/fashion-mnist", show_default=True)
 @click.option("--batch", type=int, help="Batch size; the preset's if not given.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -36,7 +37,7 @@ _DATA = click.option(
 @_DATA
 def train(
     preset: str,
-    images: int,
+    images: int | None,
     out: Path,
     batch: int | None,
     seed: int,
@@ -48,7 +49,8 @@ def train(
 ) -> None:
     """Train a network, or go on from the checkpoint in OUT; writes checkpoint.pt, log.jsonl and ema.safetensors."""
     config = replace(PRESETS[preset], seed=seed, dtype=_half(device) if dtype == "auto" else dtype)
-    config = replace(config, batch_size=batch) if batch else config
+    given: dict[str, Any] = {"images": images, "batch_size": batch}
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
     trainer = Trainer(config, *fashion_mnist(data), device=device, compile=compile)
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
@@ -56,8 +58,8 @@ def train(
         click.echo(f"resuming at {trainer.images_seen} images")
     out.mkdir(parents=True, exist_ok=True)
     log, saved = Log(out / "log.jsonl"), time.monotonic()
-    with tqdm(total=images, initial=trainer.images_seen, unit="image", desc="training") as bar:
-        for record in trainer.run(images):
+    with tqdm(total=config.images, initial=trainer.images_seen, unit="image", desc="training") as bar:
+        for record in trainer.run():
             log.add(record, config.batch_size)
             bar.update(config.batch_size)
             if time.monotonic() - saved > save_every:
@@ -66,7 +68,7 @@ def train(
     trainer.save(checkpoint)
     notes = {
         "training_command": (
-            f"edm-engine train --preset {preset} --images {images} --seed {seed} "
+            f"edm-engine train --preset {preset} --images {config.images} --seed {seed} "
             f"--batch {config.batch_size} --dtype {config.dtype}"
         ),
         "training_config": repr(asdict(config)),

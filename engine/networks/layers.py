@@ -107,7 +107,7 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return ops.group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
 
     def silu(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
         return ops.group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, scale_shift)

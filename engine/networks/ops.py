@@ -5,6 +5,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """GroupNorm(x) of x [B, C, *spatial], weight and bias [C], all of one dtype."""
+    if torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+        return group_norm_by_channels(x, weight, bias, groups, eps)
+    return F.group_norm(x, groups, weight, bias, eps)
+
+
+def group_norm_by_channels(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """GroupNorm(x) from sums per channel, folded into groups by a small product.
+
+    In channels_last, torch.compile makes scalar CPU code of anything indexed by a group of four channels, and vector
+    code of this: training the shipped network goes from 90 to 122 images/s. For half precision only: the float32
+    variance E[x^2] - E[x]^2 is then far more exact than x itself.
+    """
+    batch, channels = x.shape[:2]
+    per_group = channels // groups
+    fold = torch.eye(groups, device=x.device).repeat_interleave(per_group, 0).repeat_interleave(per_group, 1)
+    wide, spatial, pixels = x.float(), tuple(range(2, x.dim())), x[0, 0].numel()
+    sums = torch.cat([wide.sum(spatial), wide.square().sum(spatial)])
+    mean, square = sums.mm(fold / (per_group * pixels)).chunk(2)
+    scale = (square - mean.square() + eps).rsqrt() * weight.float()
+    shift = bias.float() - mean * scale
+    as_x = [batch, channels, *[1] * (x.dim() - 2)]
+    return torch.addcmul(shift.view(as_x), wide, scale.view(as_x)).to(x.dtype)
+
+
 def group_norm_silu(
     x: Tensor,
     weight: Tensor,
@@ -17,7 +43,7 @@ def group_norm_silu(
 
     x [B, C, *spatial] in any float dtype; weight, bias [C] in x's dtype; scale, shift [B, C, 1, 1].
     """
-    y = F.group_norm(x, groups, weight, bias, eps)
+    y = group_norm(x, weight, bias, groups, eps)
     if scale_shift is not None:
         scale, shift = scale_shift
         y = torch.addcmul(shift, y, scale + 1)

@@ -15,9 +15,13 @@ AUGMENT_DIM = 9
 
 @dataclass(frozen=True)
 class Augment:
-    """Each transform but the horizontal flip is applied with probability ``p``; the flip is drawn for every image."""
+    """Each transform is applied with probability ``p``, but the horizontal flip to ``flip_p`` of all images.
+
+    The paper flips half of them; images that all face one way (Fashion-MNIST's shoes) learn faster with fewer.
+    """
 
     p: float = 0.12
+    flip_p: float = 0.5
     scale_std: float = 0.2  # log2 of the factor
     translate_std: float = 0.125  # fraction of the image
 
@@ -34,7 +38,7 @@ class Augment:
         def chosen() -> Tensor:
             return (uniform() < self.p).float()
 
-        flip_x = (uniform() < 0.5).float()
+        flip_x = (uniform() < self.flip_p).float()
         flip_y = (uniform() < 0.5).float() * chosen()
         log_scale = normal() * chosen()
         angle = (uniform() * 2 - 1) * math.pi * chosen()

@@ -1,4 +1,4 @@
-"""The trainer: EDM loss, Adam, EMA, mixed precision, checkpoints that resume to the same next step."""
+"""The trainer: EDM loss, Muon and Adam, EMA, mixed precision, checkpoints that resume to the same next step."""
 
 import copy
 import json
@@ -17,23 +17,26 @@ from ..files import atomic_path
 from ..networks.precision import cast_network
 from .augment import Augment
 from .loss import EDMLoss
+from .optimizer import MuonAdam
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides what a training run computes; stored in its checkpoints and in the weights.
 
-    The learning rate rises to ``lr`` over ``warmup_images``, then falls as lr / sqrt(images / decay_images) once more
-    than ``decay_images`` were seen, the decay of EDM2 (Karras et al. 2024).
+    A run ends after ``images`` images. The learning rates (`MuonAdam`) rise over the first ``warmup_images``, and fall
+    linearly to nothing over the last ``anneal`` of the run, a fraction.
     """
 
     network: dict[str, Any]
+    images: int = 400_000
     batch_size: int = 32
-    lr: float = 2e-3
-    warmup_images: int = 5_000
-    decay_images: int = 100_000
-    ema_halflife_images: int = 25_000
-    augment_p: float = 0.04
+    muon_lr: float | None = 0.03
+    adam_lr: float = 2e-3
+    warmup_images: int = 2_000
+    anneal: float = 0.6
+    ema_halflife_images: int = 10_000
+    augment: Augment = field(default_factory=Augment)
     seed: int = 0
     dtype: str = "bfloat16"
     loss: EDMLoss = field(default_factory=EDMLoss)
@@ -56,8 +59,7 @@ class Trainer:
         self.ema = copy.deepcopy(self.master).eval().requires_grad_(False)
         self.worker = copy.deepcopy(self.master)
         cast_network(self.worker.model, getattr(torch, config.dtype))
-        self.optimizer = torch.optim.Adam(self.master.parameters(), lr=config.lr, fused=True)
-        self.augment = Augment(config.augment_p)
+        self.optimizer = MuonAdam(self.master, config.adam_lr, config.muon_lr)
         self.step = 0
         self._loss = torch.compile(config.loss) if compile else config.loss
         self._pairs = list(zip(self.master.parameters(), self.worker.parameters(), strict=True))
@@ -66,14 +68,13 @@ class Trainer:
     def images_seen(self) -> int:
         return self.step * self.config.batch_size
 
-    def run(self, images: int) -> Iterator[dict[str, float]]:
-        """Train until ``images`` images were seen in all; yields one record a step (step, images, loss)."""
-        while self.images_seen < images:
+    def run(self, images: int | None = None) -> Iterator[dict[str, float]]:
+        """Train until ``images`` were seen in all, the whole run by default; yields a step's {step, images, loss}."""
+        while self.images_seen < (self.config.images if images is None else images):
             loss = self.train_step()
             yield {"step": self.step, "images": self.images_seen, "loss": loss}
 
     def train_step(self) -> float:
-        self._set_lr()
         batch = [tensor.to(self.device) for tensor in self.batch(self.step)]
         with _seeded((self.config.seed << 32) + self.step, self.device):  # dropout draws from torch's own generator
             loss = self._loss(self.worker, *batch).mean()
@@ -81,7 +82,7 @@ class Trainer:
         for master, worker in self._pairs:
             master.grad = None if worker.grad is None else worker.grad.to(torch.float32)
             worker.grad = None
-        self.optimizer.step()
+        self.optimizer.step(self._lr_factor())
         with torch.no_grad():
             for master, worker in self._pairs:
                 worker.copy_(master)
@@ -94,7 +95,7 @@ class Trainer:
         config = self.config
         generator = torch.Generator().manual_seed((config.seed << 32) + step)
         index = self._indices(step)
-        images, augment_labels = self.augment(self.images[index], generator)
+        images, augment_labels = config.augment(self.images[index], generator)
         eps = torch.randn(images.shape, generator=generator)
         sigma = config.loss.sigma(len(index), generator)
         one_hot = torch.nn.functional.one_hot(self.labels[index], self.master.label_dim).float()
@@ -108,12 +109,10 @@ class Trainer:
         order = torch.randperm(len(self.images), generator=generator)
         return order[position * self.config.batch_size :][: self.config.batch_size]
 
-    def _set_lr(self) -> None:
-        seen = self.images_seen + self.config.batch_size
-        warmth = min(1.0, seen / self.config.warmup_images)
-        decay = max(1.0, seen / self.config.decay_images) ** -0.5
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * warmth * decay
+    def _lr_factor(self) -> float:
+        config, seen = self.config, self.images_seen
+        warmth = min(1.0, (seen + config.batch_size) / config.warmup_images)
+        return warmth * min(1.0, (1 - seen / config.images) / config.anneal) if config.anneal else warmth
 
     @torch.no_grad()
     def _update_ema(self) -> None:
@@ -133,10 +132,13 @@ class Trainer:
             torch.save(state, temporary)
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint. Raises ValueError if it was written with another config."""
+        """Continue from a checkpoint. Raises ValueError if it was written with another config.
+
+        Only ``images`` may differ, a run made longer or shorter; its learning rates are then the new run's from here.
+        """
         state = torch.load(path, weights_only=True, map_location=self.device)
-        if state["config"] != asdict(self.config):
-            changed = [k for k, v in asdict(self.config).items() if state["config"].get(k) != v]
+        changed = [k for k, v in asdict(self.config).items() if k != "images" and state["config"].get(k) != v]
+        if changed:
             raise ValueError(f"{path} was trained with another {', '.join(changed)}; give the same, or another folder")
         self.master.load_state_dict(state["master"])
         self.ema.load_state_dict(state["ema"])

@@ -142,3 +142,17 @@ def test_cast_keeps_the_embedding_in_float32():
     with torch.no_grad():
         out = network(torch.randn(1, 1, 16, 16).bfloat16(), torch.tensor([0.1]), torch.eye(4)[:1])
     assert out.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_by_channels_is_as_exact_as_torchs(dtype, layout):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(3, 24, 10, 6, generator=generator) * 3 + 1).to(dtype).contiguous(memory_format=layout)
+    weight, bias = (torch.randn(24, generator=generator).to(dtype) for _ in range(2))
+    exact = torch.nn.functional.group_norm(x.double(), 6, weight.double(), bias.double(), 1e-6)
+    torchs, ours = (
+        (f(x, weight, bias, 6, 1e-6).double() - exact).abs() for f in (ops.group_norm, ops.group_norm_by_channels)
+    )
+    assert ours.max() <= 1.5 * torchs.max()
+    assert ours.square().mean() <= 1.5**2 * torchs.square().mean()

@@ -16,7 +16,7 @@ NETWORK = {
     "img_channels": 1,
     "label_dim": 2,
     "model_type": "SongUNet",
-    "model_channels": 8,
+    "model_channels": 32,  # wide enough for Muon to take the convolutions
     "channel_mult": [1],
     "num_blocks": 1,
     "attn_resolutions": [],
@@ -29,15 +29,46 @@ def trainer(**options):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(40) % 2
     images = (labels * 2.0 - 1)[:, None, None, None] * 0.8 + 0.1 * torch.randn(40, 1, 16, 16, generator=generator)
-    config = TrainConfig(network=NETWORK, **({"batch_size": 8, "warmup_images": 80, "dtype": "float32"} | options))
+    config = TrainConfig(
+        network=NETWORK, **({"batch_size": 8, "images": 960, "warmup_images": 80, "dtype": "float32"} | options)
+    )
     return Trainer(config, images.clamp(-1, 1), labels, compile=False)
 
 
-def test_training_learns():
-    learner = trainer(lr=3e-3)
-    losses = [record["loss"] for record in learner.run(960)]
+@pytest.mark.parametrize("muon_lr", [0.02, None])
+def test_training_learns(muon_lr):
+    learner = trainer(muon_lr=muon_lr)
+    losses = [record["loss"] for record in learner.run()]
     assert learner.step == 120
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
+
+
+def test_muon_takes_the_wide_convolutions():
+    learner = trainer()
+    before = {name: p.detach().clone() for name, p in learner.master.named_parameters()}
+    list(learner.run(8))
+    moved = []
+    lr = learner.config.muon_lr * learner._lr_factor() / 2  # the factor of the step before: 1 of 10, not 2
+    for name, parameter in learner.master.named_parameters():
+        change = parameter.detach() - before[name]
+        if parameter.dim() == 4 and min(parameter.shape[:2]) >= 32:  # orthogonalised: no direction moves more than lr
+            rows, columns = change.flatten(1).shape
+            largest = torch.linalg.matrix_norm(change.flatten(1).double(), 2) / max(1, rows / columns) ** 0.5
+            moved.append(largest.item() / lr)
+        else:  # Adam's first step is lr for every element that has a gradient
+            assert change.abs().max() <= 1.01 * learner.config.adam_lr, name
+    assert max(moved) < 1.3
+    assert np.median(moved) > 0.5
+
+
+def test_learning_rates_rise_and_fall():
+    learner = trainer(anneal=0.5)
+    factors = []
+    for learner.step in range(120):
+        factors.append(learner._lr_factor())
+    assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert factors[10:60] == [1.0] * 50
+    assert factors[60:] == pytest.approx([1 - step / 60 for step in range(60)])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -58,8 +89,9 @@ def test_resuming_continues_to_the_same_bits(dtype, tmp_path):
 
 def test_another_config_is_refused(tmp_path):
     trainer().save(tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="was trained with another lr"):
-        trainer(lr=1.0).resume(tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="was trained with another muon_lr, adam_lr"):
+        trainer(adam_lr=1.0, muon_lr=None).resume(tmp_path / "checkpoint.pt")
+    trainer(images=2000).resume(tmp_path / "checkpoint.pt")
 
 
 def test_epochs_visit_every_image_once():
@@ -85,6 +117,12 @@ def test_loss_is_table_1():
     many = EDMLoss().sigma(200_000, torch.Generator().manual_seed(1)).log()
     assert many.mean().item() == pytest.approx(-1.2, abs=0.02)
     assert many.std().item() == pytest.approx(1.2, abs=0.02)
+
+
+def test_fewer_flips():
+    _, labels = Augment(p=0.0, flip_p=0.1)(torch.zeros(5000, 1, 4, 4), torch.Generator().manual_seed(0))
+    assert labels[:, 0].mean().item() == pytest.approx(0.1, abs=0.02)
+    assert not labels[:, 1:].any()
 
 
 def test_no_augmentation_at_zero_conditioning():
