@@ -6,8 +6,12 @@
 // a CPU thread, four in the registers of a GPU thread. What depends on the row alone is decided once
 // a run, outside the loops. `Io` holds the call and knows where the elements lie:
 //
-//     load_x(x)  load_slot(j, slot)  load_F(F)  latents(z)  eps(draw, z)    memory to arrays
-//     store_x(x) store_slot(j, slot) store_net(v)                           arrays to memory
+//     x(room)   slot(j, room)   F(room)     where the elements are to be read: in memory, or loaded into `room`
+//     x_out(room)  slot_out(j, room)  net_out(room)    where to form new ones: in memory, or in `room`,
+//     store_x(x)   store_slot(j, slot)   store_net(v)  which these then take there
+//     latents(z)   eps(draw, z)                        noise
+//
+// A CPU thread works on x and the slots in place; a GPU thread must have them in registers.
 #pragma once
 
 #include "advance_call.h"
@@ -35,9 +39,22 @@ enum Op : int { kBegin, kEuler, kPredict, kCorrect, kLinear };
 
 enum Problem : int { kFine, kUnknownOp, kNeedsF, kNeedsSeeds, kNeedsDraw, kNeedsSlot };
 
+// One more than the highest slot a row reads or writes.
+EDM_HD int slots_used(const Row& row) {
+    if (row.op != kLinear) {
+        return row.op == kPredict || row.op == kCorrect ? 1 : 0;
+    }
+    const bool read[kSlots] = {row.x_from_0 != 0 || row.keep_from_0 != 0, row.x_from_1 != 0 || row.keep_from_1 != 0,
+                               row.x_from_2 != 0 || row.keep_from_2 != 0, row.x_from_3 != 0 || row.keep_from_3 != 0};
+    int used = 0;
+    EDM_UNROLL for (int j = 0; j < kSlots; ++j) {
+        used = read[j] || row.keep_slot >= j || row.store_slot >= j ? j + 1 : used;
+    }
+    return row.keep_slot >= kSlots || row.store_slot >= kSlots ? kSlots + 1 : used;
+}
+
 // Whether the call has what the row asks for: the CPU backend raises, the CUDA kernel reports the sample as bad.
 EDM_HD Problem problem_of(const Row& row, const AdvanceCall& call) {
-    const auto slots = static_cast<double>(call.slot_count);
     const bool linear = row.op == kLinear, noisy = row.op != kPredict && row.std != 0;
     if (!(row.op == kBegin || row.op == kEuler || row.op == kPredict || row.op == kCorrect || linear)) {
         return kUnknownOp;
@@ -51,8 +68,7 @@ EDM_HD Problem problem_of(const Row& row, const AdvanceCall& call) {
     if (noisy && !(row.draw >= 0 && (call.eps.address == 0 || row.draw < static_cast<double>(call.draws)))) {
         return kNeedsDraw;
     }
-    if (((row.op == kPredict || row.op == kCorrect) && slots < 1) ||
-        (linear && !(row.keep_slot < slots && row.store_slot < slots))) {
+    if (slots_used(row) > call.slot_count) {
         return kNeedsSlot;
     }
     return kFine;
@@ -79,135 +95,96 @@ EDM_HD T divide(T x, T divisor, Flag<needed>) {
     return needed ? x / divisor : x;
 }
 
+// A row's numbers in the types they are used in. Copies, because a loop that writes to memory would read the row itself
+// again for every element.
+template <class P, class T>
+struct Evaluation {
+    P c_skip, c_out;
+    T s, slope_x, slope_D, slope_t;
+};
+
+template <class P, class T>
+EDM_HD Evaluation<P, T> evaluation_of(const Row& row) {
+    return {static_cast<P>(row.c_skip),  static_cast<P>(row.c_out),   static_cast<T>(row.s),
+            static_cast<T>(row.slope_x), static_cast<T>(row.slope_D), static_cast<T>(row.slope_t)};
+}
+
 // D = c_skip * P(x_eval / s) + c_out * F, P being float32 unless the network is float64
 template <class P, class T, bool scaled>
-EDM_HD T denoised(const Row& row, T x_eval, P F, Flag<scaled> flag) {
-    const P x = static_cast<P>(divide(x_eval, static_cast<T>(row.s), flag));
-    return static_cast<T>(static_cast<P>(row.c_skip) * x + static_cast<P>(row.c_out) * F);
+EDM_HD T denoised(const Evaluation<P, T>& at, T x_eval, P F, Flag<scaled> flag) {
+    return static_cast<T>(at.c_skip * static_cast<P>(divide(x_eval, at.s, flag)) + at.c_out * F);
 }
 
 // slope = (slope_x * x_eval - slope_D * D) / slope_t
-template <class T, bool divided>
-EDM_HD T slope_of(const Row& row, T x_eval, T D, Flag<divided> flag) {
-    const T difference = static_cast<T>(row.slope_x) * x_eval - static_cast<T>(row.slope_D) * D;
-    return divide(difference, static_cast<T>(row.slope_t), flag);
+template <class P, class T, bool divided>
+EDM_HD T slope_of(const Evaluation<P, T>& at, T x_eval, T D, Flag<divided> flag) {
+    return divide(at.slope_x * x_eval - at.slope_D * D, at.slope_t, flag);
 }
 
-// x = x + h * slope; PREDICT keeps the slope in slot 0
-template <class P, class T, int W, class Io>
-EDM_HD void euler(const Row& row, int n, Io& io, T (&x)[W]) {
+// next = x + h * slope; PREDICT keeps the slope in slot 0
+template <class P, int W, class T, class Io>
+EDM_HD void euler(const Row& row, int n, Io& io, const T* x, T* next) {
+    const auto at = evaluation_of<P, T>(row);
     const auto h = static_cast<T>(row.h);
-    P F[W];
-    T slope[W];
-    io.load_F(F);
+    const bool keep = row.op == kPredict;
+    P F_room[W];
+    T slope_room[W];
+    const P* F = io.F(F_room);
+    T* slope = keep ? io.slot_out(0, slope_room) : slope_room;
     with_flag(row.s != 1, [&](auto scaled) {
         with_flag(row.slope_t != 1, [&](auto divided) {
-            EDM_UNROLL for (int i = 0; i < n; ++i) {
-                slope[i] = slope_of(row, x[i], denoised(row, x[i], F[i], scaled), divided);
-                x[i] = x[i] + h * slope[i];
+            EDM_UNROLL EDM_SAME_INDEX for (int i = 0; i < n; ++i) {
+                slope[i] = slope_of(at, x[i], denoised(at, x[i], F[i], scaled), divided);
+                next[i] = x[i] + h * slope[i];
             }
         });
     });
-    if (row.op == kPredict) {
+    if (keep) {
         io.store_slot(0, slope);
     }
 }
 
-// x = x + h * (w_0 * slot 0 + w_1 * slope), slope taken at x + h_predict * slot 0
-template <class P, class T, int W, class Io>
-EDM_HD void correct(const Row& row, int n, Io& io, T (&x)[W]) {
+// next = x + h * (w_0 * slot 0 + w_1 * slope), slope taken at x + h_predict * slot 0
+template <class P, int W, class T, class Io>
+EDM_HD void correct(const Row& row, int n, Io& io, const T* x, T* next) {
+    const auto at = evaluation_of<P, T>(row);
     const auto h = static_cast<T>(row.h), h_predict = static_cast<T>(row.h_predict);
     const auto w_0 = static_cast<T>(row.w_0), w_1 = static_cast<T>(row.w_1);
-    P F[W];
-    T first[W];
-    io.load_F(F);
-    io.load_slot(0, first);
+    P F_room[W];
+    T slot_room[W];
+    const P* F = io.F(F_room);
+    const T* first = io.slot(0, slot_room);
     with_flag(row.s != 1, [&](auto scaled) {
         with_flag(row.slope_t != 1, [&](auto divided) {
-            EDM_UNROLL for (int i = 0; i < n; ++i) {
+            EDM_UNROLL EDM_SAME_INDEX for (int i = 0; i < n; ++i) {
                 const T x_eval = x[i] + h_predict * first[i];
-                const T slope = slope_of(row, x_eval, denoised(row, x_eval, F[i], scaled), divided);
-                x[i] = x[i] + h * (w_0 * first[i] + w_1 * slope);
+                const T slope = slope_of(at, x_eval, denoised(at, x_eval, F[i], scaled), divided);
+                next[i] = x[i] + h * (w_0 * first[i] + w_1 * slope);
             }
         });
     });
 }
 
-// A sum of coefficient times {x, D, slots}, left to right, without the terms whose coefficient is 0.
-// Not `wanted`: it goes nowhere, so it is not formed.
-template <class T, int W>
-struct Sum {
-    double from[2 + kSlots];
-    bool wanted, begun;
-    T total[W];
-};
+}  // namespace edm
 
-template <class T, int W>
-EDM_HD void add(Sum<T, W>& sum, int t, const T (&term)[W], int n) {
-    const auto c = static_cast<T>(sum.from[t]);
-    if (!sum.wanted || sum.from[t] == 0) {
-        return;
-    }
-    if (sum.begun) {
-        EDM_UNROLL for (int i = 0; i < n; ++i) sum.total[i] = sum.total[i] + c * term[i];
-    } else {
-        EDM_UNROLL for (int i = 0; i < n; ++i) sum.total[i] = c * term[i];
-    }
-    sum.begun = true;
-}
+#include "advance_linear.h"
 
-template <class T, int W>
-EDM_HD void finish(Sum<T, W>& sum, int n) {
-    if (!sum.begun) {
-        EDM_UNROLL for (int i = 0; i < n; ++i) sum.total[i] = 0;
-    }
-}
+namespace edm {
 
-template <class P, class T, int W, class Io>
-EDM_HD void linear(const Row& r, int n, Io& io, T (&x)[W]) {
-    Sum<T, W> next{{r.x_from_x, r.x_from_D, r.x_from_0, r.x_from_1, r.x_from_2, r.x_from_3}, true, false, {}};
-    Sum<T, W> keep{{r.keep_from_x, r.keep_from_D, r.keep_from_0, r.keep_from_1, r.keep_from_2, r.keep_from_3},
-                   r.keep_slot >= 0, false, {}};
-    Sum<T, W> store{{r.store_from_x, r.store_from_D, 0, 0, 0, 0}, r.store_slot >= 0, false, {}};
-    add(next, 0, x, n), add(keep, 0, x, n), add(store, 0, x, n);
-    if (next.from[1] != 0 || keep.from[1] != 0 || store.from[1] != 0) {
-        P F[W];
-        io.load_F(F);
-        with_flag(r.s != 1, [&](auto scaled) {
-            EDM_UNROLL for (int i = 0; i < n; ++i) x[i] = denoised(r, x[i], F[i], scaled);
-        });
-        add(next, 1, x, n), add(keep, 1, x, n), add(store, 1, x, n);
-    }
-    EDM_UNROLL for (int j = 0; j < kSlots; ++j) {
-        if (j < io.call.slot_count && (next.from[2 + j] != 0 || (keep.wanted && keep.from[2 + j] != 0))) {
-            io.load_slot(j, x);
-            add(next, 2 + j, x, n), add(keep, 2 + j, x, n);
-        }
-    }
-    finish(next, n), finish(keep, n), finish(store, n);
-    if (keep.wanted) {
-        io.store_slot(static_cast<int>(r.keep_slot), keep.total);
-    }
-    if (store.wanted) {
-        io.store_slot(static_cast<int>(r.store_slot), store.total);
-    }
-    EDM_UNROLL for (int i = 0; i < n; ++i) x[i] = next.total[i];
-}
-
-template <class P, class T, int W, class Io>
-EDM_HD void evaluate(const Row& row, int n, Io& io, T (&x)[W]) {
+template <class P, int W, class T, class Io>
+EDM_HD void evaluate(const Row& row, int n, Io& io, const T* x, T* next) {
     if (row.op == kLinear) {
-        linear<P>(row, n, io, x);
+        linear<P, W>(row, n, io, x, next);
     } else if (row.op == kCorrect) {
-        correct<P>(row, n, io, x);
+        correct<P, W>(row, n, io, x, next);
     } else {
-        euler<P>(row, n, io, x);
+        euler<P, W>(row, n, io, x, next);
     }
 }
 
 // x = ratio * x + std * eps; noise of standard deviation 0 is neither drawn nor added
-template <class T, int W, class Io>
-EDM_HD void churn(const Row& row, int n, Io& io, T (&x)[W]) {
+template <int W, class T, class Io>
+EDM_HD void churn(const Row& row, int n, Io& io, T* x) {
     const auto ratio = static_cast<T>(row.ratio), std = static_cast<T>(row.std);
     if (row.std != 0) {
         T eps[W];
@@ -219,11 +196,12 @@ EDM_HD void churn(const Row& row, int n, Io& io, T (&x)[W]) {
 }
 
 // net_in = c_in * P(x / s_next), P as above; then rounded to the network's dtype
-template <class P, class T, int W, class Io>
-EDM_HD void network_input(const Row& row, int n, Io& io, const T (&x)[W]) {
+template <class P, int W, class T, class Io>
+EDM_HD void network_input(const Row& row, int n, Io& io, const T* x) {
     const auto c_in = static_cast<P>(row.c_in);
     const auto s_next = static_cast<T>(row.s_next);
-    P v[W];
+    P room[W];
+    P* v = io.net_out(room);
     with_flag(row.s_next != 1, [&](auto scaled) {
         EDM_UNROLL for (int i = 0; i < n; ++i) v[i] = c_in * static_cast<P>(divide(x[i], s_next, scaled));
     });
@@ -242,8 +220,8 @@ EDM_HD std::int32_t exponent_carry(float x) {
 }
 
 // Whether a lane of [low, high) is not finite. Integers only, so that it vectorises everywhere.
-template <class T, int W>
-EDM_HD bool any_not_finite(const T (&x)[W], int n, int low, int high) {
+template <class T>
+EDM_HD bool any_not_finite(const T* x, int n, int low, int high) {
     decltype(exponent_carry(T(0))) carries = 0;
     EDM_UNROLL for (int i = 0; i < n; ++i) carries |= i >= low && i < high ? exponent_carry(x[i]) : 0;
     return carries < 0;
@@ -252,29 +230,32 @@ EDM_HD bool any_not_finite(const T (&x)[W], int n, int low, int high) {
 // Advances `n` lanes by a row without `problem_of`; says whether a lane of [low, high) ends non-finite.
 template <class T, int W, class Io>
 EDM_HD bool advance_run(const Row& row, int n, int low, int high, Io& io) {
-    T x[W];
+    T room[W];
+    T* next = row.op == kPredict ? room : io.x_out(room);
     if (row.op == kBegin) {
         const auto begin_scale = static_cast<T>(row.begin_scale);
-        io.latents(x);
-        EDM_UNROLL for (int i = 0; i < n; ++i) x[i] = x[i] * begin_scale;
+        T z[W];
+        io.latents(z);
+        EDM_UNROLL for (int i = 0; i < n; ++i) next[i] = z[i] * begin_scale;
     } else {
-        io.load_x(x);
+        T x_room[W];
+        const T* x = io.x(x_room);
         if (io.call.F.dtype == kFloat64) {
-            evaluate<double>(row, n, io, x);
+            evaluate<double, W>(row, n, io, x, next);
         } else {
-            evaluate<float>(row, n, io, x);
+            evaluate<float, W>(row, n, io, x, next);
         }
     }
     if (row.op != kPredict) {
-        churn(row, n, io, x);
-        io.store_x(x);
+        churn<W>(row, n, io, next);
+        io.store_x(next);
     }
     if (row.evaluate != 0 && io.call.net_in.dtype == kFloat64) {
-        network_input<double>(row, n, io, x);
+        network_input<double, W>(row, n, io, next);
     } else if (row.evaluate != 0) {
-        network_input<float>(row, n, io, x);
+        network_input<float, W>(row, n, io, next);
     }
-    return any_not_finite(x, n, low, high);
+    return any_not_finite(next, n, low, high);
 }
 
 }  // namespace edm

@@ -22,15 +22,33 @@ struct DeviceIo {
     Lanes lanes;
 
     EDM_DEVICE std::int64_t size() const { return call.channels * call.pixels; }
-    EDM_DEVICE T* x() const { return reinterpret_cast<T*>(call.x) + b * size() + element; }
-    EDM_DEVICE T* slot(int j) const {
+    EDM_DEVICE T* x_at() const { return reinterpret_cast<T*>(call.x) + b * size() + element; }
+    EDM_DEVICE T* slot_at(int j) const {
         return reinterpret_cast<T*>(call.slots) + (j * call.samples + b) * size() + element;
     }
 
-    EDM_DEVICE void load_x(T (&to)[kLanes]) const { load4<T>(x(), 1, lanes, to); }
-    EDM_DEVICE void store_x(const T (&from)[kLanes]) const { store4(x(), 1, lanes, from); }
-    EDM_DEVICE void load_slot(int j, T (&to)[kLanes]) const { load4<T>(slot(j), 1, lanes, to); }
-    EDM_DEVICE void store_slot(int j, const T (&from)[kLanes]) const { store4(slot(j), 1, lanes, from); }
+    EDM_DEVICE const T* x(T (&room)[kLanes]) const {
+        load4<T>(x_at(), 1, lanes, room);
+        return room;
+    }
+    EDM_DEVICE const T* slot(int j, T (&room)[kLanes]) const {
+        load4<T>(slot_at(j), 1, lanes, room);
+        return room;
+    }
+    template <class P>
+    EDM_DEVICE const P* F(P (&room)[kLanes]) const {
+        load_F(room);
+        return room;
+    }
+
+    EDM_DEVICE T* x_out(T (&room)[kLanes]) const { return room; }
+    EDM_DEVICE T* slot_out(int, T (&room)[kLanes]) const { return room; }
+    template <class P>
+    EDM_DEVICE P* net_out(P (&room)[kLanes]) const {
+        return room;
+    }
+    EDM_DEVICE void store_x(const T* from) const { store4(x_at(), 1, lanes, from); }
+    EDM_DEVICE void store_slot(int j, const T* from) const { store4(slot_at(j), 1, lanes, from); }
 
     EDM_DEVICE void load_F(double (&to)[kLanes]) const {
         load4(pointer<const double>(call.F, offset_of(call.F, b, c, first)), call.F.pixel, lanes, to);
@@ -49,11 +67,11 @@ struct DeviceIo {
         for (int i = 0; i < kLanes; ++i) to[i] = f16 ? f16_to_float(half[i]) : bf16_to_float(half[i]);
     }
 
-    EDM_DEVICE void store_net(const double (&v)[kLanes]) const {
+    EDM_DEVICE void store_net(const double* v) const {
         store4(pointer<double>(call.net_in, offset_of(call.net_in, b, c, first)), call.net_in.pixel, lanes, v);
     }
 
-    EDM_DEVICE void store_net(const float (&v)[kLanes]) const {
+    EDM_DEVICE void store_net(const float* v) const {
         const std::int64_t at = offset_of(call.net_in, b, c, first);
         if (call.net_in.dtype == kFloat32) {
             store4(pointer<float>(call.net_in, at), call.net_in.pixel, lanes, v);
@@ -116,7 +134,7 @@ EDM_DEVICE bool fetch_row(const AdvanceCall& call, std::int64_t which, Row& row)
 // A block holds blockDim.x runs of four pixels of every plane of one sample; threadIdx.y shares out the planes,
 // so that a channels_last line is read and written by neighbours.
 template <class T>
-__global__ void __launch_bounds__(256) advance_kernel(const __grid_constant__ AdvanceCall call, std::int64_t tiles) {
+__global__ void __launch_bounds__(256, 1) advance_kernel(const __grid_constant__ AdvanceCall call, std::int64_t tiles) {
     __shared__ Row row;
     const std::int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
     const std::int64_t which = reinterpret_cast<const std::int64_t*>(call.base_row)[b] + call.k;

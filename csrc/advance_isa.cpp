@@ -13,13 +13,18 @@ namespace edm {
 namespace {
 
 constexpr int W = kCpuRun;
+constexpr int kMostInterleaved = 4;    // channels of an image or a latent
 
+template <class S>
+S* pointer(const Buffer& t, std::int64_t offset) {
+    return reinterpret_cast<S*>(t.address) + offset;
+}
+
+// One channel of n pixels, and back.
 template <class S>
 void gather(const S* from, std::int64_t stride, int n, S* __restrict__ to) {
     if (stride == 1) {
         memcpy(to, from, static_cast<std::size_t>(n) * sizeof(S));
-    } else if (stride == 3) {
-        for (int i = 0; i < n; ++i) to[i] = from[i * 3];    // a known stride vectorises
     } else {
         for (int i = 0; i < n; ++i) to[i] = from[i * stride];
     }
@@ -34,45 +39,53 @@ void scatter(const S* __restrict__ from, std::int64_t stride, int n, S* to) {
     }
 }
 
-template <class S>
-S* pointer(const Buffer& t, std::int64_t offset) {
-    return reinterpret_cast<S*>(t.address) + offset;
-}
-
-void read_network(const Buffer& t, std::int64_t offset, int n, double (&out)[W]) {
-    gather(pointer<const double>(t, offset), t.pixel, n, out);
-}
-
-void write_network(const Buffer& t, std::int64_t offset, int n, const double (&v)[W]) {
-    scatter(v, t.pixel, n, pointer<double>(t, offset));
-}
-
-void read_network(const Buffer& t, std::int64_t offset, int n, float (&out)[W]) {
-    if (t.dtype == kFloat32) {
-        gather(pointer<const float>(t, offset), t.pixel, n, out);
-        return;
-    }
-    std::uint16_t half[W];
-    gather(pointer<const std::uint16_t>(t, offset), t.pixel, n, half);
-    if (t.dtype == kFloat16) {
-        for (int i = 0; i < n; ++i) out[i] = f16_to_float(half[i]);
+void widen(const std::uint16_t* half, Dtype dtype, int n, float* __restrict__ to) {
+    if (dtype == kFloat16) {
+        for (int i = 0; i < n; ++i) to[i] = f16_to_float(half[i]);
     } else {
-        for (int i = 0; i < n; ++i) out[i] = bf16_to_float(half[i]);
+        for (int i = 0; i < n; ++i) to[i] = bf16_to_float(half[i]);
     }
 }
 
-void write_network(const Buffer& t, std::int64_t offset, int n, const float (&v)[W]) {
-    if (t.dtype == kFloat32) {
-        scatter(v, t.pixel, n, pointer<float>(t, offset));
-        return;
-    }
-    std::uint16_t half[W];
-    if (t.dtype == kFloat16) {
-        for (int i = 0; i < n; ++i) half[i] = float_to_f16(v[i]);
+void narrow(const float* __restrict__ from, Dtype dtype, int n, std::uint16_t* __restrict__ half) {
+    if (dtype == kFloat16) {
+        for (int i = 0; i < n; ++i) half[i] = float_to_f16(from[i]);
     } else {
-        for (int i = 0; i < n; ++i) half[i] = float_to_bf16(v[i]);
+        for (int i = 0; i < n; ++i) half[i] = float_to_bf16(from[i]);
     }
-    scatter(half, t.pixel, n, pointer<std::uint16_t>(t, offset));
+}
+
+// The planes of one run of interleaved pixels, as floats.
+struct Planes {
+    float F[kMostInterleaved][W], net[kMostInterleaved][W];
+};
+
+// Interleaved pixels are converted as they lie and then taken apart, whole pixels at a time: a known stride vectorises,
+// and every line is read once.
+template <int C>
+void take_apart(const Buffer& t, std::int64_t offset, int n, float (&to)[kMostInterleaved][W]) {
+    float room[C * W];
+    const float* from = room;
+    if (t.dtype == kFloat32) {
+        from = pointer<const float>(t, offset);
+    } else {
+        widen(pointer<const std::uint16_t>(t, offset), t.dtype, C * n, room);
+    }
+    for (int i = 0; i < n; ++i) {
+        for (int c = 0; c < C; ++c) to[c][i] = from[i * C + c];
+    }
+}
+
+template <int C>
+void put_together(const float (&from)[kMostInterleaved][W], int n, const Buffer& t, std::int64_t offset) {
+    float room[C * W];
+    float* to = t.dtype == kFloat32 ? pointer<float>(t, offset) : room;
+    for (int i = 0; i < n; ++i) {
+        for (int c = 0; c < C; ++c) to[i * C + c] = from[c][i];
+    }
+    if (t.dtype != kFloat32) {
+        narrow(room, t.dtype, C * n, pointer<std::uint16_t>(t, offset));
+    }
 }
 
 // Where the lanes of one run lie; lane 0 is the run's first that is not idle.
@@ -81,25 +94,54 @@ struct CpuIo {
     const AdvanceCall& call;
     std::int64_t b, c, pixel, element;   // element: of the sample, in contiguous order
     int n, skipped;                      // skipped: idle lanes before lane 0, whose noise is drawn in vain
+    Planes* planes;                      // F and net_in of interleaved pixels, or null
 
     std::int64_t size() const { return call.channels * call.pixels; }
-    std::size_t bytes() const { return static_cast<std::size_t>(n) * sizeof(T); }
-    T* x() const { return reinterpret_cast<T*>(call.x) + b * size() + element; }
-    T* slot(int j) const {
-        return reinterpret_cast<T*>(call.slots) + (j * call.samples + b) * size() + element;
+    T* x_at() const { return reinterpret_cast<T*>(call.x) + b * size() + element; }
+    T* slot_at(int j) const { return reinterpret_cast<T*>(call.slots) + (j * call.samples + b) * size() + element; }
+
+    const T* x(T (&)[W]) const { return x_at(); }
+    const T* slot(int j, T (&)[W]) const { return slot_at(j); }
+    const double* F(double (&room)[W]) const {
+        gather(pointer<const double>(call.F, offset_of(call.F, b, c, pixel)), call.F.pixel, n, room);
+        return room;
+    }
+    const float* F(float (&room)[W]) const {
+        if (planes != nullptr) {
+            return planes->F[c];
+        }
+        const std::int64_t offset = offset_of(call.F, b, c, pixel);
+        if (call.F.dtype == kFloat32) {
+            gather(pointer<const float>(call.F, offset), call.F.pixel, n, room);
+        } else {
+            std::uint16_t half[W];
+            gather(pointer<const std::uint16_t>(call.F, offset), call.F.pixel, n, half);
+            widen(half, call.F.dtype, n, room);
+        }
+        return room;
     }
 
-    void load_x(T (&to)[W]) const { memcpy(to, x(), bytes()); }
-    void store_x(const T (&from)[W]) const { memcpy(x(), from, bytes()); }
-    void load_slot(int j, T (&to)[W]) const { memcpy(to, slot(j), bytes()); }
-    void store_slot(int j, const T (&from)[W]) const { memcpy(slot(j), from, bytes()); }
-    template <class P>
-    void load_F(P (&to)[W]) const {
-        read_network(call.F, offset_of(call.F, b, c, pixel), n, to);
+    T* x_out(T (&)[W]) const { return x_at(); }
+    T* slot_out(int j, T (&)[W]) const { return slot_at(j); }
+    double* net_out(double (&room)[W]) const { return room; }
+    float* net_out(float (&room)[W]) const { return planes != nullptr ? planes->net[c] : room; }
+    void store_x(const T*) const {}
+    void store_slot(int, const T*) const {}
+    void store_net(const double* v) const {
+        scatter(v, call.net_in.pixel, n, pointer<double>(call.net_in, offset_of(call.net_in, b, c, pixel)));
     }
-    template <class P>
-    void store_net(const P (&v)[W]) const {
-        write_network(call.net_in, offset_of(call.net_in, b, c, pixel), n, v);
+    void store_net(const float* v) const {
+        if (planes != nullptr) {
+            return;
+        }
+        const std::int64_t offset = offset_of(call.net_in, b, c, pixel);
+        if (call.net_in.dtype == kFloat32) {
+            scatter(v, call.net_in.pixel, n, pointer<float>(call.net_in, offset));
+        } else {
+            std::uint16_t half[W];
+            narrow(v, call.net_in.dtype, n, half);
+            scatter(half, call.net_in.pixel, n, pointer<std::uint16_t>(call.net_in, offset));
+        }
     }
 
     void latents(T (&z)[W]) const { noise(call.latents, b, 0, z); }
@@ -127,22 +169,51 @@ struct CpuIo {
 };
 
 template <class T>
-CpuIo<T> io_of(const AdvanceCall& call, std::int64_t b, std::int64_t c, std::int64_t index) {
+CpuIo<T> io_of(const AdvanceCall& call, std::int64_t b, std::int64_t c, std::int64_t index, Planes* planes) {
     const Run run = run_of(call.pixels, c, index, W);
     const std::int64_t pixel = run.first + run.low;
-    return {call, b, c, pixel, c * call.pixels + pixel, run.high - run.low, run.low};
+    return {call, b, c, pixel, c * call.pixels + pixel, run.high - run.low, run.low, planes};
 }
 
 template <class T>
-bool advance_unit(const AdvanceCall& call, const Row& row, std::int64_t b, std::int64_t index) {
+bool advance_planes(const AdvanceCall& call, const Row& row, std::int64_t b, std::int64_t index, Planes* planes) {
     bool bad = false;
     for (std::int64_t c = 0; c < call.channels; ++c) {
-        const CpuIo<T> io = io_of<T>(call, b, c, index);
+        const CpuIo<T> io = io_of<T>(call, b, c, index, planes);
         if (io.n > 0) {
             bad |= advance_run<T, W>(row, io.n, 0, io.n, io);
         }
     }
     return bad;
+}
+
+// Every plane's run starts at the same pixel, and a pixel's channels are all there is between two pixels.
+bool interleaved(const AdvanceCall& call, int channels) {
+    const auto fits = [&](const Buffer& t) {
+        return t.address == 0 || (t.dtype != kFloat64 && t.channel == 1 && t.pixel == channels);
+    };
+    return call.channels == channels && call.pixels % 4 == 0 && fits(call.F) && fits(call.net_in);
+}
+
+template <int C, class T>
+bool advance_interleaved(const AdvanceCall& call, const Row& row, std::int64_t b, std::int64_t index) {
+    Planes planes;
+    const CpuIo<T> io = io_of<T>(call, b, 0, index, &planes);
+    if (row.op != kBegin) {
+        take_apart<C>(call.F, offset_of(call.F, b, 0, io.pixel), io.n, planes.F);
+    }
+    const bool bad = advance_planes<T>(call, row, b, index, &planes);
+    if (row.evaluate != 0) {
+        put_together<C>(planes.net, io.n, call.net_in, offset_of(call.net_in, b, 0, io.pixel));
+    }
+    return bad;
+}
+
+template <class T>
+bool advance_unit(const AdvanceCall& call, const Row& row, std::int64_t b, std::int64_t index) {
+    return interleaved(call, 3)   ? advance_interleaved<3, T>(call, row, b, index)
+           : interleaved(call, 4) ? advance_interleaved<4, T>(call, row, b, index)
+                                  : advance_planes<T>(call, row, b, index, nullptr);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 namespace edm {
 namespace {
 
-// Elements a thread must have to be worth starting: some 20 us of work, as much as starting it costs.
+// Elements a thread must have to be worth waking: some 15 us of work.
 constexpr std::int64_t kElementsPerThread = 16384;
 
 std::size_t size_of(Dtype dtype) {
@@ -127,9 +127,7 @@ void advance_cpu(AdvanceCall call, std::int64_t threads, const std::string& isa)
     const std::int64_t useful = call.samples * call.channels * call.pixels / kElementsPerThread;
     fold_channels(call);
     const std::int64_t total = call.samples * run_count(call.channels, call.pixels, kCpuRun);
-    std::int64_t parts = useful < threads ? useful : threads;
-    parts = parts < total ? parts : total;
-    parallel_ranges(total, parts < 1 ? 1 : parts,
+    parallel_ranges(total, useful < threads ? useful : threads,
                     [&](std::int64_t begin, std::int64_t end) { units(call, begin, end); });
 }
 

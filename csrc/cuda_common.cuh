@@ -57,7 +57,7 @@ EDM_DEVICE void load4(const S* at, std::int64_t stride, Lanes lanes, S (&to)[kLa
 }
 
 template <class S>
-EDM_DEVICE void store4(S* at, std::int64_t stride, Lanes lanes, const S (&from)[kLanes]) {
+EDM_DEVICE void store4(S* at, std::int64_t stride, Lanes lanes, const S* from) {
     if (stride == 1 && whole_packs(at, lanes)) {
 #pragma unroll
         for (int j = 0; j < kLanes / Pack<S>::size; ++j) {

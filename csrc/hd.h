@@ -25,6 +25,15 @@
 #define EDM_UNROLL
 #endif
 
+// Before a loop whose pointers are equal or apart, never a few elements off each other: it vectorises.
+#ifdef __CUDA_ARCH__
+#define EDM_SAME_INDEX
+#elif defined(__clang__)
+#define EDM_SAME_INDEX _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define EDM_SAME_INDEX _Pragma("GCC ivdep")
+#endif
+
 namespace edm {
 
 EDM_HD std::int32_t bits_of(float x) {

@@ -56,7 +56,7 @@ void require_pointer(const char* name, std::uintptr_t address, std::size_t align
 
 constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max() / 16;   // of bytes, with room
 
-// Counters a thread must have to be worth starting: about 30 us of work against about 20 us.
+// Counters a thread must have to be worth waking: about 20 us of work.
 constexpr std::int64_t kQuadsPerThread = 4096;
 
 }  // namespace
@@ -108,7 +108,7 @@ void normal(std::uintptr_t seeds, std::uintptr_t draws, std::uintptr_t out, std:
         }
     };
     const std::int64_t useful = total / kQuadsPerThread;
-    parallel_ranges(total, useful < 1 ? 1 : (useful < threads ? useful : threads), body);
+    parallel_ranges(total, useful < threads ? useful : threads, body);
 }
 
 }  // namespace edm

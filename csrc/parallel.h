@@ -1,34 +1,17 @@
-// Splits a range over a few short-lived threads. No pool and no OpenMP: nothing stays alive between
-// calls, and torch's own OpenMP runtime in the same process is left alone.
+// Splits a range over the threads of a small pool. A pool, because starting threads costs more than the work of a
+// usual call (two threads were slower than one at 64x3x32x32); not OpenMP, because torch brings its own runtime.
 #pragma once
 
 #include <cstdint>
-#include <system_error>
-#include <thread>
-#include <vector>
+#include <functional>
 
 namespace edm {
 
-// Calls body(begin, end) over [0, total) cut into `parts` nearly equal ranges, one per thread, the
-// last one on the caller's. `body` must not throw. Where the system refuses a thread, the caller
-// does that part as well: slower, never wrong.
-template <class Body>
-void parallel_ranges(std::int64_t total, std::int64_t parts, const Body& body) {
-    const std::int64_t base = total / parts, extra = total % parts;
-    const auto edge = [&](std::int64_t i) { return i * base + (i < extra ? i : extra); };
-    std::vector<std::thread> workers;
-    workers.reserve(static_cast<std::size_t>(parts - 1));
-    for (std::int64_t i = 0; i + 1 < parts; ++i) {
-        try {
-            workers.emplace_back(body, edge(i), edge(i + 1));
-        } catch (const std::system_error&) {
-            body(edge(i), edge(i + 1));
-        }
-    }
-    body(edge(parts - 1), total);
-    for (std::thread& worker : workers) {
-        worker.join();
-    }
-}
+using RangeBody = std::function<void(std::int64_t begin, std::int64_t end)>;
+
+// Calls body(begin, end) over [0, total) cut into ranges, on at most `threads` threads, the caller's among them; returns
+// when all are done. `body` must not throw. Ranges that no other thread takes, because it was refused by the system or
+// serves another caller, are done by the caller: slower, never wrong.
+void parallel_ranges(std::int64_t total, std::int64_t threads, const RangeBody& body);
 
 }  // namespace edm

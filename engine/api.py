@@ -128,6 +128,7 @@ class Engine:
             torch.zeros(len(job.positions), dtype=torch.int64, device=self.device),
             state_dtype=self.state_dtype,
             net_dtype=self.denoiser.dtype,
+            net_channels=self.denoiser.net_channels,
         )
         labels = None if job.labels is None else job.labels.to(self.device)
         loop.run(lambda x, c: self.denoiser.call_network(x, c, labels), state, plan.nfe, self.backend, tick)

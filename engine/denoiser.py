@@ -27,11 +27,13 @@ class Denoiser(nn.Module):
     Parameters
     ----------
     model: any module called as ``model(x, c_noise)``, or ``model(x, c_noise, class_labels)`` when conditional:
-        x [B, C, *spatial] in the network's dtype, c_noise [B] float32, class_labels [B, label_dim] float32.
+        x [B, net_channels, *spatial] in the network's dtype, c_noise [B] float32, class_labels [B, label_dim] float32.
         It may return more channels than the image has; the first C are read.
     preconditioning: one of `engine.preconditioning`.
     img_shape: (C, *spatial) of one sample; by default from the model's ``in_channels`` and ``img_resolution``.
     label_dim: number of classes, 0 for an unconditional network; taken from the model's ``label_dim``.
+    net_channels: channels of x as the model takes it, at least C; those beyond the image's are zeros (8 instead of 3,
+        say, for convolutions that want multiples of eight). By default C.
 
     ``config`` is the dict it was built from by `from_config`, ``class_names`` what a checkpoint calls its classes.
     """
@@ -43,6 +45,7 @@ class Denoiser(nn.Module):
         *,
         img_shape: tuple[int, ...] | None = None,
         label_dim: int | None = None,
+        net_channels: int | None = None,
     ) -> None:
         super().__init__()
         if img_shape is None:
@@ -57,6 +60,9 @@ class Denoiser(nn.Module):
         self.preconditioning = preconditioning
         self.img_shape = tuple(img_shape)
         self.label_dim = int(getattr(model, "label_dim", 0)) if label_dim is None else label_dim
+        self.net_channels = self.img_shape[0] if net_channels is None else net_channels
+        if not (isinstance(self.net_channels, int) and self.net_channels >= self.img_shape[0]):
+            raise ValueError(f"net_channels is {net_channels!r}; allowed: an integer from {self.img_shape[0]}")
         self.config: dict[str, Any] | None = None
         self.class_names: tuple[str, ...] | None = None
 
@@ -118,7 +124,7 @@ class Denoiser(nn.Module):
         F = self.model(net_in, c_noise, *labels, **extra)
         if not isinstance(F, Tensor):
             raise ValueError(f"the network returned a {type(F).__name__}; allowed: a tensor")
-        batch, channels, *spatial = net_in.shape
+        batch, channels, *spatial = len(net_in), self.img_shape[0], *net_in.shape[2:]
         if F.shape[0] != batch or F.shape[1] < channels or list(F.shape[2:]) != spatial:
             raise ValueError(
                 f"the network returned shape {list(F.shape)} for an input of shape {list(net_in.shape)}; "
@@ -147,7 +153,11 @@ class Denoiser(nn.Module):
         if self.label_dim and class_labels is None:
             class_labels = torch.zeros([x.shape[0], self.label_dim], device=x.device)
         extra = {} if augment_labels is None else {"augment_labels": augment_labels}
-        F = self.call_network((per_sample(c_in, x) * x).to(self.dtype), c_noise, class_labels, **extra)
+        net_in = (per_sample(c_in, x) * x).to(self.dtype)
+        if self.net_channels > x.shape[1]:
+            padding = net_in.new_zeros(len(x), self.net_channels - x.shape[1], *x.shape[2:])
+            net_in = torch.cat([net_in, padding], dim=1)
+        F = self.call_network(net_in, c_noise, class_labels, **extra)
         return per_sample(c_skip, x) * x + per_sample(c_out, x) * F[:, : x.shape[1]].to(dtype)
 
 

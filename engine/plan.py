@@ -116,7 +116,7 @@ class Plan:
         _check_numbers(self.rows, self.steps)
         self.nfe = len(self.rows) - 1
         self.sigmas = tuple(row.sigma for row in self.rows[1:])
-        self.slots = max(_slots_used(row) for row in self.rows)
+        self.slots = max(slots_used(row) for row in self.rows)
         self.stochastic = any(row.std != 0 for row in self.rows)
         self.table = np.array([astuple(row) for row in self.rows], dtype=np.float64)
         self.table.setflags(write=False)
@@ -149,7 +149,7 @@ def _precondition(rows: list[Row], preconditioning: Preconditioning) -> list[Row
     return filled
 
 
-def _slots_used(row: Row) -> int:
+def slots_used(row: Row) -> int:
     """One more than the highest slot a row reads or writes."""
     if row.op in (Op.PREDICT, Op.CORRECT):
         return 1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .plan import COLUMNS, KEEP_FROM, STORE_FROM, X_FROM, Op
+from .plan import COLUMNS, KEEP_FROM, STORE_FROM, X_FROM, Op, Row, slots_used
 from .preconditioning import Preconditioning
 from .state import State
 
@@ -102,9 +102,7 @@ def _refuse_row(F: Tensor | None, state: State, b: int, row: int) -> None:
         raise ValueError(f"{what}: it draws noise, and there are neither seeds nor a buffer")
     if noisy and not 0 <= value["draw"] < (math.inf if noise.eps is None else len(noise.eps)):
         raise ValueError(f"{what}: its draw is {value['draw']:.0f}; the noise has fewer, or it is negative")
-    used = 1 if value["op"] in (Op.PREDICT, Op.CORRECT) else 0
-    if value["op"] == Op.LINEAR:
-        used = 1 + int(max(value["keep_slot"], value["store_slot"]))
+    used = slots_used(Row(**value | {"op": Op(int(value["op"]))}))
     if used > len(state.slots):
         raise ValueError(f"{what}: it uses a slot that is not allocated")
 

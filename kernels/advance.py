@@ -154,25 +154,58 @@ def _linear(row, slots, slot_stride, x, D, e, elements, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def _touches_slot(row, j: tl.constexpr, COLUMNS: tl.constexpr):
+    """Whether a LINEAR row reads or writes slot j."""
+    read = (tl.load(row + COLUMNS.x_from_0 + j) != 0) | (tl.load(row + COLUMNS.keep_from_0 + j) != 0)
+    return read | (tl.load(row + COLUMNS.keep_slot) == j) | (tl.load(row + COLUMNS.store_slot) == j)
+
+
+@triton.jit
+def _cannot(
+    row, op, slot_count, draws, COLUMNS: tl.constexpr, HAS_F: tl.constexpr, SEEDED: tl.constexpr,
+    HAS_LATENTS: tl.constexpr, HAS_EPS: tl.constexpr,
+):  # fmt: skip
+    """Whether the row asks for something the call lacks: an op there is none of, F, noise, a draw or a slot."""
+    draw = tl.load(row + COLUMNS.draw)
+    noisy = (op != PREDICT) & (tl.load(row + COLUMNS.std) != 0)
+    cannot = (op < BEGIN) | (op > LINEAR)
+    if not HAS_F:
+        cannot |= op != BEGIN
+    if not SEEDED and not HAS_LATENTS:
+        cannot |= op == BEGIN
+    if HAS_EPS:
+        cannot |= noisy & ((draw < 0) | (draw >= draws))
+    else:
+        cannot |= noisy & (draw < 0)
+        if not SEEDED:
+            cannot |= noisy
+    cannot |= ((op == PREDICT) | (op == CORRECT)) & (slot_count < 1)
+    highest = tl.maximum(tl.load(row + COLUMNS.keep_slot), tl.load(row + COLUMNS.store_slot))
+    for j in tl.static_range(4):
+        highest = tl.maximum(highest, tl.where(_touches_slot(row, j, COLUMNS), j, -1))
+    return cannot | ((op == LINEAR) & (highest >= slot_count))
+
+
+@triton.jit
 def _noise(
     buffer, seed, draw, groups, e, inside, dtype: tl.constexpr, FROM_BUFFER: tl.constexpr, SEEDED: tl.constexpr
 ):  # fmt: skip
-    """Unit noise: from a buffer, else from the seed; NaN, which bad_row reports, if there is neither."""
+    """Unit noise: from a buffer, else from the seed."""
     if FROM_BUFFER:
         return tl.load(buffer + e, mask=inside, other=0.0).to(dtype)
     if SEEDED:
         return normal_groups(seed, draw, groups, e.shape[1]).to(dtype)
-    return tl.full(e.shape, float("nan"), dtype)
+    return tl.zeros(e.shape, dtype)  # compiled, never run: `_cannot`
 
 
-@triton.jit(do_not_specialize=["k", "blocks"])
+@triton.jit(do_not_specialize=["k", "rows", "slot_count", "draws", "blocks"])
 def _advance_kernel(
     F_ptr, F_sample, F_channel, F_pixel,
     x_ptr, slots_ptr, slot_stride,
     net_in_ptr, net_sample, net_channel, net_pixel,
     c_noise_ptr, table_ptr, base_row_ptr, bad_row_ptr,
     seeds_ptr, latents_ptr, eps_ptr,
-    k, elements, pixels, blocks,
+    k, rows, slot_count, draws, elements, pixels, blocks,
     COLUMNS: tl.constexpr, HAS_F: tl.constexpr, F_FLAT: tl.constexpr, NET_FLAT: tl.constexpr, WHOLE: tl.constexpr,
     SEEDED: tl.constexpr, HAS_LATENTS: tl.constexpr, HAS_EPS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -184,8 +217,13 @@ def _advance_kernel(
     e = groups[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]  # element of the sample, 32 bits; of the batch, 64
     inside = e < elements
     index = tl.load(base_row_ptr + sample) + k
-    row = table_ptr + index * len(COLUMNS)
+    outside = (index < 0) | (index >= rows)
+    row = table_ptr + tl.where(outside, 0, index) * len(COLUMNS)
     op = tl.load(row + COLUMNS.op).to(tl.int32)
+    if outside | _cannot(row, op, slot_count, draws, COLUMNS, HAS_F, SEEDED, HAS_LATENTS, HAS_EPS):
+        if tl.load(bad_row_ptr + sample) < 0:  # reported, not advanced
+            tl.store(bad_row_ptr + sample, tl.maximum(index, 0))
+        return
     first = sample * elements
     slot_stride = tl.cast(slot_stride, tl.int64)
     x_ptr += first
@@ -206,7 +244,7 @@ def _advance_kernel(
             offset = _offset(groups, e, pixels, F_channel, F_pixel, F_FLAT, WHOLE)
             F = _to_float32(tl.load(F_ptr + sample * F_sample + offset, mask=inside, other=0.0))
         else:
-            F = tl.full(e.shape, float("nan"), tl.float32)  # a row that needs F and has none is reported
+            F = tl.zeros(e.shape, tl.float32)  # compiled, never run: `_cannot`
         x_scaled = _divide(x_eval, tl.load(row + COLUMNS.s).to(dtype)).to(tl.float32)
         c_skip, c_out = tl.load(row + COLUMNS.c_skip).to(tl.float32), tl.load(row + COLUMNS.c_out).to(tl.float32)
         D = (c_skip * x_scaled + c_out * F).to(dtype)
@@ -290,7 +328,7 @@ def advance(
             net_in, *net_strides[:3],
             c_noise, table, base_row, bad_row,
             base_row if seeds is None else seeds, x if latents is None else latents, x if eps is None else eps,
-            k, elements, pixels, blocks,
+            k, len(table), len(slots), 0 if eps is None else len(eps), elements, pixels, blocks,
             COLUMNS=columns, HAS_F=F is not None, F_FLAT=F_strides.flat, NET_FLAT=net_strides.flat,
             WHOLE=pixels % width == 0,
             SEEDED=seeds is not None, HAS_LATENTS=latents is not None, HAS_EPS=eps is not None,

@@ -62,7 +62,7 @@ def plain(native_struct, structure):
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory):
     library = tmp_path_factory.mktemp("shim") / "shim.so"
-    sources = [CSRC / f"{name}.cpp" for name in ("advance_op", "normal_op", "advance_isa", "normal_isa")]
+    sources = [CSRC / f"{name}.cpp" for name in ("advance_op", "normal_op", "advance_isa", "normal_isa", "parallel")]
     flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-DEDM_ISA=generic", f"-I{SHIM}"]
     subprocess.run([GXX, *flags, "-o", library, SHIM / "driver.cpp", *sources], check=True)
     loaded = ctypes.CDLL(str(library))

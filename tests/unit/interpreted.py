@@ -240,16 +240,50 @@ def test_slots_not_used_are_not_read(monkeypatch):
         assert touched == expected, op
 
 
-def test_what_is_missing_is_reported():
-    """No F on a row that needs it, no seed and no buffer on a row that draws: NaN, and the row in bad_row."""
-    _, state = Case((Op.EULER, Op.BEGIN), (2, 4, 4), churn=False).build()
-    TRITON.advance(None, state, 2)
-    assert (state.bad_row >= 0).tolist() == [True, False]
-    F, state = Case((Op.EULER,) * 2, (2, 4, 4)).build()
-    state.table[:, COLUMNS.index("std")] = 0.5
-    state.noise = Noise(state.noise.shape, latents=state.x.clone())
+@pytest.mark.parametrize(
+    ("op", "columns", "lacks"),
+    [
+        (Op.EULER, {}, "F"),
+        (Op.BEGIN, {}, "noise"),
+        (Op.EULER, {"std": 0.5}, "noise"),
+        (Op.EULER, {"std": 0.5, "draw": 3}, "buffer"),
+        (Op.EULER, {"std": 0.5, "draw": -1}, ""),
+        (Op.EULER, {"op": 9}, ""),
+        (Op.PREDICT, {}, "slots"),
+        (Op.CORRECT, {}, "slots"),
+        (Op.LINEAR, {"keep_slot": 4}, ""),
+        (Op.LINEAR, {"store_slot": 4}, ""),
+        (Op.LINEAR, {"x_from_3": 1.0}, "slot 3"),
+    ],
+)
+def test_what_cannot_be_carried_out_is_reported_and_not_advanced(op, columns, lacks):
+    F, state = Case((op,) * 2, (2, 4, 4), churn=False, noise="float32" if lacks == "buffer" else "philox").build()
+    for name, value in columns.items():
+        state.table[2, COLUMNS.index(name)] = value  # the sample at base_row 0
+    F = None if lacks == "F" else F
+    if lacks == "noise":
+        state.noise = Noise(state.noise.shape)
+    if "slot" in lacks:
+        state.slots = state.slots[: 3 if lacks == "slot 3" else 0].contiguous()
+    before = copy.deepcopy(state)
     TRITON.advance(F, state, 2)
-    assert (state.bad_row >= 0).all()
+    refused = int((state.base_row == 0).nonzero())
+    assert state.bad_row[refused] == 2
+    for name in ("x", "net_in", "c_noise"):
+        assert_same_bits(getattr(state, name)[refused], getattr(before, name)[refused], name)
+    assert_same_bits(state.slots[:, refused], before.slots[:, refused], "slots")
+    with pytest.raises(ValueError, match=r"^advance: sample \d is at row \d"):
+        reference.advance(F, before, 2)
+
+
+def test_rows_outside_the_table_are_reported_and_not_read():
+    F, state = Case((Op.EULER,) * 3, (2, 4, 4)).build()
+    state.base_row[:] = torch.tensor([90, 0, -9])
+    before = state.x.clone()
+    TRITON.advance(F, state, 2)
+    assert state.bad_row.tolist() == [92, -1, 0]
+    assert_same_bits(state.x[[0, 2]], before[[0, 2]], "x")
+    assert not torch.equal(state.x[1], before[1])
 
 
 def test_an_empty_batch():

@@ -26,6 +26,27 @@ def test_shapes_and_dtypes():
     assert draw(wavy(EDM(), (2, 4, 3, 5))).shape == (3, 2, 4, 3, 5)
 
 
+class Padded(Wavy):
+    """Asks for 8 channels, of which the last six must be zeros."""
+
+    def forward(self, x, *rest):
+        assert x.shape[1] == 8
+        assert not x[:, 2:].any()
+        return super().forward(x[:, :2], *rest)
+
+
+def test_a_network_that_wants_more_channels_gets_zeros():
+    plain = wavy(EDM(), (2, 4, 6))
+    padded = engine.Denoiser(Padded(), EDM(), img_shape=(2, 4, 6), net_channels=8)
+    padded.model.load_state_dict(plain.model.state_dict())
+    sampler = engine.samplers.edm(steps=3, S_churn=5)
+    assert torch.equal(draw(padded, sampler=sampler), draw(plain, sampler=sampler))
+    x = torch.randn(3, 2, 4, 6)
+    assert torch.equal(padded(x, 2.0), plain(x, 2.0))
+    with pytest.raises(ValueError, match="net_channels is 1; allowed: an integer from 2"):
+        engine.Denoiser(Padded(), EDM(), img_shape=(2, 4, 6), net_channels=1)
+
+
 @pytest.mark.parametrize("churn", [0.0, 15.0])
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -186,9 +186,9 @@ def test_normal(launched, tmp_path, sm):
 
 
 def test_one_specialisation_serves_every_row(launched):
-    """k, and the number of programs, are in no key: 35 rows do not compile 35 kernels."""
+    """k, counts and the number of programs are in no key: 35 rows do not compile 35 kernels."""
     free = {p.name for p in advance._advance_kernel.params if p.do_not_specialize}
-    assert free == {"k", "blocks"}
+    assert free == {"k", "rows", "slot_count", "draws", "blocks"}
     launch = advance_launch(launched, F64, BF16, FLAT)
     assert launch.kwargs["enable_fp_fusion"] is False
     assert launch.grid == (2 * 6,)  # two samples of 3072 elements

@@ -1,0 +1,121 @@
+#include "parallel.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+namespace edm {
+namespace {
+
+// Ranges a thread: enough that one that wakes late does not hold up the others.
+constexpr std::int64_t kRangesPerThread = 4;
+
+class Job {
+public:
+    Job(std::int64_t total, std::int64_t ranges, const RangeBody& body)
+        : base_(total / ranges), extra_(total % ranges), ranges_(ranges), body_(body) {}
+
+    // Does ranges until all are taken.
+    void work() {
+        for (std::int64_t i = next_.fetch_add(1); i < ranges_; i = next_.fetch_add(1)) {
+            body_(edge(i), edge(i + 1));
+        }
+    }
+
+private:
+    std::int64_t edge(std::int64_t i) const { return i * base_ + (i < extra_ ? i : extra_); }
+
+    const std::int64_t base_, extra_, ranges_;
+    const RangeBody& body_;
+    std::atomic<std::int64_t> next_{0};
+};
+
+// Threads that sleep until there is a job. One job at a time: who finds the pool taken works alone.
+class Pool {
+public:
+    void run(Job& job, std::int64_t helpers) {
+        const std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+        if (turn.owns_lock()) {
+            hire(helpers);
+            {
+                const std::lock_guard<std::mutex> lock(mutex_);
+                job_ = &job;
+                wanted_ = helpers;
+            }
+            wake_.notify_all();
+        }
+        job.work();
+        if (turn.owns_lock()) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            job_ = nullptr;    // who wakes only now finds nothing
+            done_.wait(lock, [&] { return working_ == 0; });
+        }
+    }
+
+private:
+    void hire(std::int64_t helpers) {
+        for (; hired_ < helpers; ++hired_) {
+            try {
+                std::thread([this] { serve(); }).detach();
+            } catch (const std::system_error&) {
+                return;
+            }
+        }
+    }
+
+    void serve() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [&] { return job_ != nullptr && wanted_ > 0; });
+            Job& job = *job_;
+            ++working_, --wanted_;
+            lock.unlock();
+            job.work();
+            lock.lock();
+            if (--working_ == 0) {
+                done_.notify_one();
+            }
+        }
+    }
+
+    std::mutex turn_, mutex_;
+    std::condition_variable wake_, done_;
+    Job* job_ = nullptr;
+    std::int64_t wanted_ = 0, working_ = 0, hired_ = 0;
+};
+
+// Never destroyed, because its threads sleep in it until the process ends; made anew in a forked child, which has none.
+Pool& pool() {
+    struct Owned {
+        Pool pool;
+        pid_t owner = getpid();
+    };
+    static std::atomic<Owned*> current{nullptr};
+    Owned* found = current.load();
+    if (found == nullptr || found->owner != getpid()) {
+        auto* made = new Owned;
+        if (current.compare_exchange_strong(found, made)) {
+            return made->pool;
+        }
+        delete made;
+    }
+    return found->pool;
+}
+
+}  // namespace
+
+void parallel_ranges(std::int64_t total, std::int64_t threads, const RangeBody& body) {
+    if (threads <= 1) {
+        body(0, total);
+        return;
+    }
+    const std::int64_t most = threads * kRangesPerThread;
+    Job job(total, total < most ? total : most, body);
+    pool().run(job, threads - 1);
+}
+
+}  // namespace edm
