@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.harness import copy_call, measure, parser, write
+from bench.harness import copy_call, launches, measure, parser, write
 from engine.backends import BACKENDS
 from engine.noise import seed_bits
 from engine.plan import Op, Row
@@ -78,15 +78,15 @@ def compare(size: tuple[int, ...], name: str, device: torch.device) -> list[dict
     """One row of the plan at one size: every backend, eager torch and torch.compile, timed in the same rounds."""
     F, state = situation(ROWS[name], size, device)
     moved = BYTES[ROWS[name].op.name] * state.x.numel()
-    copy, copied = copy_call(moved // 2, device)
+    copies = {"copy": copy_call(moved // 2, device), "one-thread copy": copy_call(moved // 2, device, threads=1)}
     plain = eager(ROWS[name])
     torch.compiler.reset()  # one code object serves every row: without this the recompile limit is met half-way
     compiled = torch.compile(plain, dynamic=False, fullgraph=True)
     backends = [b for b in BACKENDS if b.name != "reference" and not b.not_supported_reasons(device, torch.float64)]
     calls = {b.name: partial(b.advance, F, state, 0) for b in backends}
-    calls |= {"eager": lambda: plain(F, state), "compile": lambda: compiled(F, state), "copy": copy}
-    times = measure(calls, device)
-    bandwidth = copied / times.pop("copy").p50
+    calls |= {"eager": lambda: plain(F, state), "compile": lambda: compiled(F, state)}
+    times = measure(calls | {name: copy for name, (copy, _) in copies.items()}, device)
+    bandwidth = {name: copied / times.pop(name).p50 for name, (_, copied) in copies.items()}
     return [
         {
             "size": "x".join(map(str, size)),
@@ -97,8 +97,9 @@ def compare(size: tuple[int, ...], name: str, device: torch.device) -> list[dict
             "us p80": timing.p80 * 1e6,
             "MB": moved / 1e6,
             "GB/s": moved / timing.p50 / 1e9,
-            "of copy": moved / timing.p50 / bandwidth,
+            **{f"of {name}": moved / timing.p50 / speed for name, speed in bandwidth.items()},
             "times eager": times["eager"].p50 / timing.p50,
+            **({"launches": launches(calls[variant], device)} if device.type == "cuda" else {}),
         }
         for variant, timing in times.items()
     ]
@@ -115,7 +116,7 @@ def main() -> None:
     rows = [row for size in sizes for name in ROWS for row in compare(size, name, device)]
     notes = (
         "`GB/s` counts the bytes the row must move, whatever a variant really moves; `of copy` is its share of a plain "
-        "copy of as many bytes, timed in the same rounds. Medians of 15 interleaved rounds."
+        "copy of as many bytes, on all threads and on one, timed in the same rounds. Medians of 15 interleaved rounds."
     )
     write("advance", device, rows, notes)
 

@@ -54,11 +54,26 @@ def _time(call: Callable[[], object], repeats: int, device: torch.device) -> flo
     return (time.perf_counter() - started) / repeats
 
 
-def copy_call(size: int, device: torch.device) -> tuple[Callable[[], object], int]:
-    """A plain copy of ``size`` bytes and the bytes it moves (read and written)."""
+def copy_call(size: int, device: torch.device, threads: int | None = None) -> tuple[Callable[[], object], int]:
+    """A plain copy of ``size`` bytes and the bytes it moves (read and written); threads: None for all of torch's."""
     source = torch.zeros(size // 8, dtype=torch.float64, device=device)
     target = torch.empty_like(source)
-    return lambda: target.copy_(source), 2 * source.numel() * 8
+    every = torch.get_num_threads()
+
+    def on_fewer_threads() -> None:  # setting their number costs less than a microsecond
+        torch.set_num_threads(threads or every)
+        target.copy_(source)
+        torch.set_num_threads(every)
+
+    return on_fewer_threads if threads else lambda: target.copy_(source), 2 * source.numel() * 8
+
+
+def launches(call: Callable[[], object], device: torch.device) -> int:
+    """What a call asks of the device: CUDA kernels, copies and fills, as its profiler counts them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize(device)
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 // + - * sqrt, conversions, integer operations and selects only, in a fixed order. No FMA, no
 // division, no libm: the same words give the same bits in NumPy, torch, C++, Triton and CUDA.
 //
-// Reference: engine/noise.py (log_ref, sin_cos_ref, box_muller_ref), operation by operation.
+// Reference: engine/noise.py (log_ref, cos_sin_ref, box_muller_ref), operation by operation.
 //
 // Largest error over every argument that can occur (tests/unit/test_noise.py, exhaustive):
 //     log 0.842 ulp, sin 0.897 ulp, cos 0.894 ulp.

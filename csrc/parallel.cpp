@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cfenv>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -13,6 +14,19 @@ namespace {
 
 // Ranges a thread: enough that one that wakes late does not hold up the others.
 constexpr std::int64_t kRangesPerThread = 4;
+
+// The bits must not depend on what a caller, or a library in its process, did to its thread's floating-point modes:
+// flushed subnormals, another rounding. Default modes while this lives.
+class DefaultModes {
+public:
+    DefaultModes() { fegetenv(&before_), fesetenv(FE_DFL_ENV); }
+    ~DefaultModes() { fesetenv(&before_); }
+    DefaultModes(const DefaultModes&) = delete;
+    DefaultModes& operator=(const DefaultModes&) = delete;
+
+private:
+    fenv_t before_;
+};
 
 class Job {
 public:
@@ -68,6 +82,7 @@ private:
     }
 
     void serve() {
+        fesetenv(FE_DFL_ENV);    // a new thread inherits its maker's
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
             wake_.wait(lock, [&] { return job_ != nullptr && wanted_ > 0; });
@@ -109,6 +124,7 @@ Pool& pool() {
 }  // namespace
 
 void parallel_ranges(std::int64_t total, std::int64_t threads, const RangeBody& body) {
+    const DefaultModes modes;
     if (threads <= 1) {
         body(0, total);
         return;

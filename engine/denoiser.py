@@ -28,7 +28,8 @@ class Denoiser(nn.Module):
     ----------
     model: any module called as ``model(x, c_noise)``, or ``model(x, c_noise, class_labels)`` when conditional:
         x [B, net_channels, *spatial] in the network's dtype, c_noise [B] float32, class_labels [B, label_dim] float32.
-        It may return more channels than the image has; the first C are read.
+        It may return more channels than the image has; the first C are read. It must not write to its input, nor
+        return a view of it: the engine fills the same buffer again.
     preconditioning: one of `engine.preconditioning`.
     img_shape: (C, *spatial) of one sample; by default from the model's ``in_channels`` and ``img_resolution``.
     label_dim: number of classes, 0 for an unconditional network; taken from the model's ``label_dim``.
@@ -125,7 +126,7 @@ class Denoiser(nn.Module):
         if not isinstance(F, Tensor):
             raise ValueError(f"the network returned a {type(F).__name__}; allowed: a tensor")
         batch, channels, *spatial = len(net_in), self.img_shape[0], *net_in.shape[2:]
-        if F.shape[0] != batch or F.shape[1] < channels or list(F.shape[2:]) != spatial:
+        if F.dim() != net_in.dim() or F.shape[0] != batch or F.shape[1] < channels or list(F.shape[2:]) != spatial:
             raise ValueError(
                 f"the network returned shape {list(F.shape)} for an input of shape {list(net_in.shape)}; "
                 f"allowed: [{batch}, {channels} or more, {', '.join(map(str, spatial))}]"
@@ -144,6 +145,8 @@ class Denoiser(nn.Module):
         x [B, C, *spatial]; sigma a number, [] or [B]; class_labels [B, label_dim] one-hot or soft (a conditional
         network given None gets zeros); augment_labels [B, augment_dim] for networks trained with augmentation.
         """
+        if x.dim() != len(self.img_shape) + 1 or x.shape[1] != self.img_shape[0]:
+            raise ValueError(f"x has shape {list(x.shape)}; allowed: [B, {', '.join(map(str, self.img_shape))}]")
         dtype = torch.promote_types(self.dtype, torch.float32)
         x = x.to(dtype)
         sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1).expand(x.shape[0])

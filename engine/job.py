@@ -48,16 +48,17 @@ class Job:
             raise ValueError("seeds and latents are both None; give one seed a sample, or latents [N, C, *spatial]")
         if latents is not None and not isinstance(latents, Tensor):
             raise ValueError(f"latents is a {type(latents).__name__}; allowed: a tensor [N, C, *spatial]")
-        count = len(checked_seeds) if checked_seeds is not None else len(latents)  # type: ignore[arg-type]
+        given = 0 if latents is None or latents.dim() == 0 else len(latents)
+        count = given if checked_seeds is None else len(checked_seeds)
         if latents is not None and (tuple(latents.shape) != (count, *shape) or count == 0):
             raise ValueError(f"latents has shape {list(latents.shape)}; allowed: {[count or 'N', *shape]}, N from 1")
         if not isinstance(noise, Tensor) and not (isinstance(noise, str) and noise == "philox"):
             raise ValueError(f"noise is {noise!r}; allowed: 'philox' or a tensor [draws, N, C, *spatial]")
         draws = noise if isinstance(noise, Tensor) else None
         if draws is not None:
-            if draws.dim() == 0 or draws.shape[0] < plan.steps or tuple(draws.shape[1:]) != (count, *shape):
+            if draws.dim() == 0 or draws.shape[0] < plan.draws or tuple(draws.shape[1:]) != (count, *shape):
                 raise ValueError(
-                    f"noise has shape {list(draws.shape)}; allowed: {[plan.steps, count, *shape]}, or more draws"
+                    f"noise has shape {list(draws.shape)}; allowed: {[plan.draws, count, *shape]}, or more draws"
                 )
         elif plan.stochastic and checked_seeds is None:
             raise ValueError("seeds is None; a sampler that adds noise needs seeds, or a noise tensor")

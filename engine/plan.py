@@ -6,18 +6,15 @@ Row 0 is BEGIN (there is no F yet); row k + 1 consumes evaluation k.
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from .preconditioning import Preconditioning
-
-if TYPE_CHECKING:
-    from .samplers import Sampler
 
 
 class Op(IntEnum):
@@ -98,22 +95,41 @@ X_FROM, KEEP_FROM, STORE_FROM = (
 )
 
 
+class Sampler(ABC):
+    """What to compute, a small frozen record of what the user chooses; bound to a preconditioning it becomes a plan."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Number of steps."""
+
+    @property
+    def draws(self) -> int:
+        """Number of churn noises a sample may need; where there is one a step, step i draws noise i."""
+        return self.steps
+
+    @abstractmethod
+    def rows(self, preconditioning: Preconditioning) -> list[Row]:
+        """A BEGIN row, then one row per network evaluation."""
+
+
 class Plan:
     """The compiled table of a sampler for one preconditioning.
 
     Attributes: ``table`` float64 [nfe + 1, len(COLUMNS)], read-only; ``rows``, the same as records; ``nfe``, number
-    of network evaluations; ``sigmas``, their noise levels; ``steps``; ``stochastic``, whether any row adds noise;
-    ``slots``, how many state-sized buffers the rows use beside x.
+    of network evaluations; ``sigmas``, their noise levels; ``steps``; ``draws``, how many noises a sample may need;
+    ``stochastic``, whether any row adds noise; ``slots``, how many state-sized buffers the rows use beside x.
     Raises ValueError when a row breaks an invariant: a sampler that fills its table wrongly does not run.
     """
 
-    def __init__(self, sampler: "Sampler", preconditioning: Preconditioning) -> None:
+    def __init__(self, sampler: Sampler, preconditioning: Preconditioning) -> None:
         self.sampler, self.preconditioning = sampler, preconditioning
         self.steps = sampler.steps
         rows = sampler.rows(preconditioning)
         _check_order(rows)
         self.rows = tuple(_precondition(rows, preconditioning))
-        _check_numbers(self.rows, self.steps)
+        self.draws = sampler.draws
+        _check_numbers(self.rows, self.draws)
         self.nfe = len(self.rows) - 1
         self.sigmas = tuple(row.sigma for row in self.rows[1:])
         self.slots = max(slots_used(row) for row in self.rows)
@@ -151,8 +167,8 @@ def _precondition(rows: list[Row], preconditioning: Preconditioning) -> list[Row
 
 def slots_used(row: Row) -> int:
     """One more than the highest slot a row reads or writes."""
-    if row.op in (Op.PREDICT, Op.CORRECT):
-        return 1
+    if row.op is not Op.LINEAR:
+        return int(row.op in (Op.PREDICT, Op.CORRECT))
     read = [j for names in (X_FROM, KEEP_FROM) for j, name in enumerate(names[2:]) if getattr(row, name) != 0]
     return max([*read, row.keep_slot, row.store_slot]) + 1
 
@@ -169,7 +185,7 @@ def _check_order(rows: list[Row]) -> None:
             raise ValueError(f"row {index} ({op.name}): every PREDICT is followed by a CORRECT, and no other row is")
 
 
-def _check_numbers(rows: Sequence[Row], steps: int) -> None:
+def _check_numbers(rows: Sequence[Row], draws: int) -> None:
     """Every number finite, steps towards less noise, weights that sum to one."""
     for index, row in enumerate(rows):
         what = f"row {index} ({row.op.name})"
@@ -178,11 +194,11 @@ def _check_numbers(rows: Sequence[Row], steps: int) -> None:
                 raise ValueError(f"{what}: {name} is {getattr(row, name)}; allowed: a finite number")
         if row.std < 0 or row.slope_t == 0 or row.s == 0 or row.s_next == 0:
             raise ValueError(f"{what}: std = {row.std}, slope_t = {row.slope_t}, s = {row.s}; std >= 0, others not 0")
-        if not (0 <= row.draw < steps and row.draw == int(row.draw)):
-            raise ValueError(f"{what}: draw = {row.draw}; allowed: the index of a step, 0 to {steps - 1}")
+        if not (0 <= row.draw < draws and row.draw == int(row.draw)):
+            raise ValueError(f"{what}: draw = {row.draw}; allowed: the index of a draw, 0 to {draws - 1}")
         if row.h > 0:
             raise ValueError(f"{what}: h = {row.h}; a step goes towards less noise, h <= 0")
-        if row.op is Op.CORRECT and row.w_0 + row.w_1 != 1:
+        if row.op is Op.CORRECT and not math.isclose(row.w_0 + row.w_1, 1):
             raise ValueError(f"{what}: w_0 + w_1 = {row.w_0 + row.w_1}; the weights of a corrected step sum to 1")
         if not (-1 <= row.keep_slot < SLOTS and -1 <= row.store_slot < SLOTS):
             raise ValueError(f"{what}: keep_slot = {row.keep_slot}, store_slot = {row.store_slot}; -1 to {SLOTS - 1}")

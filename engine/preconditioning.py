@@ -86,7 +86,7 @@ class VP(Preconditioning):
         return _sqrt((0.5 * self.beta_d * time**2 + self.beta_min * time).exp() - 1).item()
 
     def sigma_inv(self, sigma: Tensor) -> Tensor:
-        return ((self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()).sqrt() - self.beta_min) / self.beta_d
+        return (_sqrt(self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()) - self.beta_min) / self.beta_d
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         c_in = 1 / _sqrt(sigma**2 + 1)
@@ -149,7 +149,7 @@ def _iddpm_levels(C_1: float, C_2: float, M: int) -> tuple[float, ...]:
     alpha_bar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
     u = torch.zeros(M + 1, dtype=torch.float32, device="cpu")
     for i in range(M, 0, -1):
-        u[i - 1] = ((u[i] ** 2 + 1) / (alpha_bar[i - 1] / alpha_bar[i]).clip(min=C_1) - 1).sqrt()
+        u[i - 1] = _sqrt((u[i] ** 2 + 1) / (alpha_bar[i - 1] / alpha_bar[i]).clip(min=C_1) - 1)
     return tuple(u.tolist())
 
 

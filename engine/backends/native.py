@@ -55,7 +55,9 @@ def advance_cpu(F: Tensor | None, state: State, k: int, *, threads: int | None =
     IndexError for a row outside the table; then nothing has been written.
     """
     F = _addressable(F)
-    _extension().advance_cpu(_call(F, state, k), threads or torch.get_num_threads(), isa)
+    _extension().advance_cpu(
+        _call(F, state, k), min(torch.get_num_threads(), 1024) if threads is None else threads, isa
+    )
 
 
 def advance_cuda(F: Tensor | None, state: State, k: int) -> None:
@@ -158,11 +160,10 @@ def _strided(t: Tensor, name: str, x: Tensor) -> "_native.Buffer":
 
 def _pixel_stride(t: Tensor) -> int:
     """The one stride at which t's pixels lie in order; 0 if there is none."""
-    pixel, pixels = 0, 1
-    for size, stride in zip(reversed(t.shape[2:]), reversed(t.stride()[2:]), strict=True):
-        if size == 1:
-            continue
-        if pixel and stride != pixel * pixels:
+    spatial = [pair for pair in zip(t.shape[2:], t.stride()[2:], strict=True) if pair[0] > 1]
+    pixel, pixels = spatial[-1][1] if spatial else 1, 1
+    for size, stride in reversed(spatial):
+        if stride != pixel * pixels:
             return 0
-        pixel, pixels = pixel or stride, pixels * size
-    return pixel if pixels > 1 else 1
+        pixels *= size
+    return pixel

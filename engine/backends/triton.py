@@ -135,7 +135,9 @@ def _check(F: Tensor | None, state: State) -> None:
     )
     width = len(COLUMNS)
     _require("table", table, table.dtype == torch.float64 and table.shape[1:] == (width,), f"float64 [rows, {width}]")
-    _require("c_noise", state.c_noise, state.c_noise.dtype == torch.float32, "float32")
+    _require(
+        "c_noise", state.c_noise, state.c_noise.dtype == torch.float32 and len(state.c_noise) == batch, "float32 [B]"
+    )
     plain = [("x", x), ("slots", slots), ("table", table), ("c_noise", state.c_noise), ("bad_row", state.bad_row)]
     for name, t in [*plain, *((name, t) for name, t, _ in drawn)]:
         _require(name, t, t.is_contiguous(), "contiguous")

@@ -6,6 +6,7 @@ import click
 
 from .evaluate import evaluate
 from .sample import sample
+from .samplers import plan, samplers_command
 from .train import train, train_classifier
 
 
@@ -15,7 +16,7 @@ def cli() -> None:
     """Draw images from diffusion models in the EDM formulation."""
 
 
-for command in (sample, evaluate, train, train_classifier):
+for command in (sample, samplers_command, plan, evaluate, train, train_classifier):
     cli.add_command(command)
 
 

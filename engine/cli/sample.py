@@ -12,10 +12,11 @@ from typing import Any
 import click
 import torch
 
-from .. import checkpoints, samplers
+from .. import checkpoints
 from ..api import Engine
 from ..files import atomic_path
 from ..images import save_grid, save_png, to_uint8
+from .sampler_options import sampler_options, take_sampler
 from .types import DTYPES, IntRange
 
 
@@ -23,15 +24,7 @@ from .types import DTYPES, IntRange
 @click.option("--model", required=True, help="A shipped name (fashion-mnist) or a safetensors file.")
 @click.option("--seeds", type=IntRange(), default="0-63", show_default=True, help="One image a seed, e.g. 0-63 or 1,5.")
 @click.option("--class", "classes", type=IntRange(), help="Class or classes, dealt to the seeds in turn, e.g. 0-9.")
-@click.option("--steps", type=int, default=18, show_default=True, help="Steps; NFE is 2 steps - 1 with Heun.")
-@click.option("--sigma-min", type=float, default=0.002, show_default=True)
-@click.option("--sigma-max", type=float, default=80.0, show_default=True)
-@click.option("--rho", type=float, default=7.0, show_default=True)
-@click.option("--S-churn", "S_churn", type=float, default=0.0, show_default=True, help="0 is deterministic.")
-@click.option("--S-tmin", "S_tmin", type=float, default=0.0, show_default=True)
-@click.option("--S-tmax", "S_tmax", type=float, default=math.inf, show_default=True)
-@click.option("--S-noise", "S_noise", type=float, default=1.0, show_default=True)
-@click.option("--solver", type=click.Choice(["heun", "euler"]), default="heun", show_default=True)
+@sampler_options
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the network.")
 @click.option("--batch", type=int, default=64, show_default=True, help="Images evaluated together.")
 @click.option("--backend", default="auto", show_default=True)
@@ -42,25 +35,18 @@ def sample(
     model: str,
     seeds: list[int],
     classes: list[int] | None,
-    steps: int,
-    sigma_min: float,
-    sigma_max: float,
-    rho: float,
-    S_churn: float,
-    S_tmin: float,
-    S_tmax: float,
-    S_noise: float,
-    solver: str,
     dtype: str,
     batch: int,
     backend: str,
     device: str,
     out: Path,
     grid: bool,
+    **options: Any,
 ) -> None:
     """Draw one image a seed and write PNG files named by seed, with the settings beside them."""
-    settings = dict(click.get_current_context().params)
-    sampler = samplers.edm(steps, sigma_min, sigma_max, rho, S_churn, S_tmin, S_tmax, S_noise, solver)  # type: ignore[arg-type]
+    given = click.get_current_context().params
+    settings = {name: value for name, value in given.items() if value is not None}
+    sampler = take_sampler(options)
     engine = Engine(
         checkpoints.load(model),
         sampler=sampler,

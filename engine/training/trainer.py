@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from .augment import Augment
 from .loss import EDMLoss
 from .optimizer import MuonAdam
 
+# Streams of one seed: steps count from 0, these are far from them and from each other.
+_EPOCHS, _DROPOUT = 1 << 31, 3 << 30
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -29,7 +33,7 @@ class TrainConfig:
     """
 
     network: dict[str, Any]
-    images: int = 400_000
+    images: int = 240_000
     batch_size: int = 32
     muon_lr: float | None = 0.03
     adam_lr: float = 2e-3
@@ -40,6 +44,15 @@ class TrainConfig:
     seed: int = 0
     dtype: str = "bfloat16"
     loss: EDMLoss = field(default_factory=EDMLoss)
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size", "warmup_images", "ema_halflife_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: an integer from 1")
+        if not 0 <= self.anneal <= 1:
+            raise ValueError(f"anneal is {self.anneal}; allowed: a fraction, 0 to 1")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed}; allowed: 0 to {2**31 - 1}")
 
 
 class Trainer:
@@ -53,6 +66,8 @@ class Trainer:
         self, config: TrainConfig, images: Tensor, labels: Tensor, device: str = "cpu", compile: bool = True
     ) -> None:
         self.config, self.device = config, torch.device(device)
+        if config.batch_size > len(images):
+            raise ValueError(f"batch_size is {config.batch_size}; allowed: at most the {len(images)} images")
         self.images, self.labels = images, labels
         with _seeded(config.seed, self.device):
             self.master = Denoiser.from_config(config.network).to(self.device)
@@ -69,18 +84,21 @@ class Trainer:
         return self.step * self.config.batch_size
 
     def run(self, images: int | None = None) -> Iterator[dict[str, float]]:
-        """Train until ``images`` were seen in all, the whole run by default; yields a step's {step, images, loss}."""
-        while self.images_seen < (self.config.images if images is None else images):
+        """Train until ``images`` were seen in all, at most the whole run; yields a step's {step, images, loss}."""
+        while self.images_seen < min(self.config.images, math.inf if images is None else images):
             loss = self.train_step()
             yield {"step": self.step, "images": self.images_seen, "loss": loss}
 
     def train_step(self) -> float:
         batch = [tensor.to(self.device) for tensor in self.batch(self.step)]
-        with _seeded((self.config.seed << 32) + self.step, self.device):  # dropout draws from torch's own generator
+        with _seeded((self.config.seed << 32) + _DROPOUT + self.step, self.device):  # dropout: torch's own generator
             loss = self._loss(self.worker, *batch).mean()
+        if not math.isfinite(loss.item()):
+            raise ArithmeticError(f"step {self.step} of seed {self.config.seed}: the loss is {loss.item()}")
         loss.backward()
         for master, worker in self._pairs:
-            master.grad = None if worker.grad is None else worker.grad.to(torch.float32)
+            # In master's own memory order: fused Adam pairs elements by address, and worker is channels_last.
+            master.grad = None if worker.grad is None else torch.empty_like(master).copy_(worker.grad)
             worker.grad = None
         self.optimizer.step(self._lr_factor())
         with torch.no_grad():
@@ -105,7 +123,7 @@ class Trainer:
         """Every epoch visits all images once, in an order drawn from (seed, epoch); the ragged end is dropped."""
         per_epoch = len(self.images) // self.config.batch_size
         epoch, position = divmod(step, per_epoch)
-        generator = torch.Generator().manual_seed((self.config.seed << 32) + (1 << 31) + epoch)
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + _EPOCHS + epoch)
         order = torch.randperm(len(self.images), generator=generator)
         return order[position * self.config.batch_size :][: self.config.batch_size]
 

@@ -52,7 +52,7 @@ def same(state, expected, what):
 
 def check(backend, case, edit=lambda F: F):
     if backend.not_supported_reasons(torch.device("cuda"), case.state_dtype, case.net_dtype):
-        return  # a float64 network, which Triton's backend refuses
+        pytest.skip("Triton's backend refuses float64 networks")
     F, state = case.build()
     F = None if set(case.ops) == {Op.BEGIN} else edit(F)
     there = moved(state)
@@ -75,7 +75,7 @@ def test_all_ops_in_one_batch(backend, state_dtype, net_dtype, layout, kind):
 @pytest.mark.parametrize(
     "shape",
     [(1,), (7,), (5, 9), (1, 1, 1), (3, 5, 7), (1, 28, 28), (4, 16, 8), (13, 3, 3), (2, 3, 4, 5), (3, 64, 64)],
-    ids=str,
+    ids=lambda shape: "x".join(map(str, shape)),
 )
 def test_each_op_on_ragged_shapes(backend, op, shape):
     for layout, state_dtype, more in itertools.product(LAYOUTS, STATES, [(0, 0), (3, 0), (0, 5)]):
@@ -96,7 +96,7 @@ def test_numbers_that_are_none(backend):
         F.view(-1)[: len(special)] = special.to(F.dtype)
         return F
 
-    for state_dtype, net_dtype in itertools.product(STATES, DTYPES):
+    for state_dtype, net_dtype in itertools.product(STATES, DTYPES[:3]):
         check(backend, Case((Op.LINEAR, Op.EULER, Op.CORRECT) * 2, (3, 32, 32), state_dtype, net_dtype), edit)
 
 
@@ -121,7 +121,7 @@ def test_many_random_cases(backend):
     for seed in range(300):
         shape = (pick([1, 2, 3, 4, 7]), pick([1, 5, 8, 16, 33]), pick([1, 4, 9, 32]))
         kind, ops = pick(["philox", "float32", "float64"]), tuple(pick(list(Op)) for _ in range(pick([1, 2, 9])))
-        case = Case(ops, shape, pick(STATES), pick(DTYPES), pick(LAYOUTS), pick([True, False]), kind, seed=seed)
+        case = Case(ops, shape, pick(STATES), pick(DTYPES[:3]), pick(LAYOUTS), pick([True, False]), kind, seed=seed)
         check(backend, case)
 
 
@@ -230,9 +230,9 @@ def test_compute_sanitizer(tool):
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed")
-    which = "cuda and (unaligned or (ragged and (5-7 or 28-28)) or marks_its_sample)"
+    which = "cuda and (unaligned or 3x5x7 or 1x28x28 or marks_its_sample or non_finite)"
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__), "-k", which]
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *tests]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    assert "13 passed" in done.stdout  # 5 ops of 2 shapes, 3 others

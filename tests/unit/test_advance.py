@@ -43,7 +43,7 @@ def test_all_ops_in_one_batch(backend, state_dtype, net_dtype, layout, noise):
     ids=str,
 )
 def test_each_op_on_ragged_shapes(backend, op, shape):
-    for layout, dtype in zip(LAYOUTS, DTYPES, strict=False):
+    for layout, dtype in itertools.product(LAYOUTS, DTYPES):
         check(backend, Case((op,) * 3, shape, net_dtype=dtype, layout=layout, seed=1))
 
 

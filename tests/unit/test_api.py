@@ -43,6 +43,8 @@ def test_a_network_that_wants_more_channels_gets_zeros():
     assert torch.equal(draw(padded, sampler=sampler), draw(plain, sampler=sampler))
     x = torch.randn(3, 2, 4, 6)
     assert torch.equal(padded(x, 2.0), plain(x, 2.0))
+    with pytest.raises(ValueError, match=r"x has shape \[3, 3, 4, 6\]; allowed: \[B, 2, 4, 6\]"):
+        padded(torch.randn(3, 3, 4, 6), 2.0)
     with pytest.raises(ValueError, match="net_channels is 1; allowed: an integer from 2"):
         engine.Denoiser(Padded(), EDM(), img_shape=(2, 4, 6), net_channels=1)
 

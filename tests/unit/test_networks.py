@@ -156,3 +156,11 @@ def test_group_norm_by_channels_is_as_exact_as_torchs(dtype, layout):
     )
     assert ours.max() <= 1.5 * torchs.max()
     assert ours.square().mean() <= 1.5**2 * torchs.square().mean()
+
+
+def test_group_norm_by_channels_of_a_constant_is_the_bias():
+    """Rounding can make E[x^2] - E[x]^2 negative; 6 channels a group is ADM's width."""
+    weight, bias = torch.ones(12, dtype=torch.bfloat16), torch.full([12], 0.5, dtype=torch.bfloat16)
+    for value in range(1, 100):
+        x = torch.full((1, 12, 4, 4), float(value), dtype=torch.bfloat16)
+        assert (ops.group_norm_by_channels(x, weight, bias, 2, 1e-5) - 0.5).abs().max() < 0.1, value

@@ -1,5 +1,6 @@
 """The network and the classifier that ship: small enough, documented, and as good as their cards say."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -30,10 +31,13 @@ def test_files_are_small_and_documented():
     assert "edm-engine evaluate --model fashion-mnist --images 1000" in card
     assert metadata["recognised"] in card
     assert metadata["training_command"] in card
-    facts = [f"Adam at {PRESET.lr} ", f"after {PRESET.decay_images:,}", f"batch {PRESET.batch_size},"]
-    facts += [f"half-life {PRESET.ema_halflife_images:,} images", f"probability {PRESET.augment_p},"]
+    config = ast.literal_eval(metadata["training_config"])
+    facts = [f"Muon at {config['muon_lr']}", f"Adam at {config['adam_lr']}", f"batch {config['batch_size']},"]
+    facts += [f"last {config['anneal']:.0%} of the run", f"half-life {config['ema_halflife_images']:,} images"]
+    facts += [f"probability {config['augment']['p']},"]
     for fact in facts:
         assert fact in card, fact
+    assert config["network"] == PRESET.network
     parameters = sum(p.numel() for p in engine.load("fashion-mnist").parameters())
     assert 1e6 < parameters < 6e6
 

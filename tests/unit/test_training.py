@@ -61,6 +61,51 @@ def test_muon_takes_the_wide_convolutions():
     assert np.median(moved) > 0.5
 
 
+def test_gradients_lie_in_memory_as_their_parameters():
+    """Fused Adam pairs elements by address: channels_last gradients once scrambled its updates, and it still learned."""
+    learner = trainer(muon_lr=None)
+    list(learner.run(8))
+    for name, parameter in learner.master.named_parameters():
+        assert parameter.grad is None or parameter.grad.stride() == parameter.stride(), name
+    before = {name: p.detach().clone() for name, p in learner.master.named_parameters()}
+    moments = {id(p): learner.optimizer._parts["adam"][0].state[p] for p in learner.master.parameters()}
+    first = {i: {k: v.clone() for k, v in state.items()} for i, state in moments.items()}
+    list(learner.run(16))
+    lr = learner.config.adam_lr * 2 / 10
+    for name, p in learner.master.named_parameters():
+        if p.grad is not None and id(p) in first and first[id(p)]:
+            m = 0.9 * first[id(p)]["exp_avg"] + 0.1 * p.grad
+            v = 0.999 * first[id(p)]["exp_avg_sq"] + 0.001 * p.grad**2
+            expected = before[name] - lr * (m / (1 - 0.9**2)) / ((v / (1 - 0.999**2)).sqrt() + 1e-8)
+            torch.testing.assert_close(p.detach(), expected, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    learner = trainer()
+    with torch.no_grad():
+        next(learner.worker.parameters()).fill_(torch.nan)
+    before = {name: p.detach().clone() for name, p in learner.master.named_parameters()}
+    with pytest.raises(ArithmeticError, match="step 0 of seed 0: the loss is nan"):
+        list(learner.run(8))
+    assert all(torch.equal(p, before[name]) for name, p in learner.master.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"images": 0}, "images is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 64}, "batch_size is 64; allowed: at most the 40 images"),
+        ({"warmup_images": 0}, "warmup_images is 0"),
+        ({"anneal": 2.0}, "anneal is 2.0; allowed: a fraction"),
+        ({"seed": 2**40}, "seed is"),
+    ],
+)
+def test_bad_configs_are_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(**option)
+
+
 def test_learning_rates_rise_and_fall():
     learner = trainer(anneal=0.5)
     factors = []

@@ -1,0 +1,52 @@
+"""``--sampler`` and its options, from the list of samplers: what is listed there is reachable from here."""
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import click
+
+from ..samplers import REGISTRY, Sampler
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+# The option names of the published generate.py, where they differ from the parameters'.
+_ALIASES = {"S_tmin": ["--S_min"], "S_tmax": ["--S_max"], "discretization": ["--disc"]}
+
+
+def sampler_options(command: Command) -> Command:
+    """``--sampler NAME`` and one option for every parameter of any sampler; see `take_sampler`."""
+    users: dict[str, list[str]] = {}
+    parameters: dict[str, inspect.Parameter] = {}
+    for name, entry in REGISTRY.items():
+        for parameter in inspect.signature(entry.make).parameters.values():
+            users.setdefault(parameter.name, []).append(name)
+            parameters.setdefault(parameter.name, parameter)
+    for name, parameter in reversed(parameters.items()):
+        spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}", *_ALIASES.get(name, [])])
+        everywhere = len(users[name]) == len(REGISTRY)
+        text = "All samplers." if everywhere else f"Of {', '.join(users[name])}."
+        option = click.option(*spellings, name, type=_click_type(parameter.annotation), default=None, help=text)
+        command = option(command)
+    choice = click.option("--sampler", type=click.Choice(list(REGISTRY)), default="edm", show_default=True)
+    return choice(command)
+
+
+def take_sampler(options: dict[str, Any]) -> Sampler:
+    """Builds the sampler that the options name and removes them; one that it does not take is refused."""
+    entry = REGISTRY[options.pop("sampler")]
+    own = inspect.signature(entry.make).parameters
+    every = {name for other in REGISTRY.values() for name in inspect.signature(other.make).parameters}
+    given = {name: value for name in every if (value := options.pop(name, None)) is not None}
+    for name in sorted(set(given) - set(own)):
+        raise click.UsageError(f"{name} is not an option of the sampler {entry.name}; it takes {', '.join(own)}")
+    return entry.make(**given)
+
+
+def _click_type(annotation: Any) -> Any:
+    """int, float, a Literal of strings, or one of these or None."""
+    if get_origin(annotation) is types.UnionType:
+        return _click_type(next(kind for kind in get_args(annotation) if kind is not type(None)))
+    if get_origin(annotation) is Literal:
+        return click.Choice(list(get_args(annotation)))
+    return annotation

@@ -1,0 +1,53 @@
+"""``edm-engine samplers`` and ``plan``: what there is, and what it computes."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import checkpoints
+from ..files import atomic_path
+from ..plan import COLUMNS, Plan
+from ..preconditioning import EDM
+from ..samplers import REGISTRY
+from .sampler_options import sampler_options, take_sampler
+
+
+@click.command("samplers")
+@click.option("--markdown", is_flag=True, help="As the table in docs/samplers.md.")
+def samplers_command(markdown: bool) -> None:
+    """List the samplers with their sources."""
+    if markdown:
+        click.echo(markdown_table(), nl=False)
+        return
+    width = max(map(len, REGISTRY))
+    for entry in REGISTRY.values():
+        options = ", ".join(inspect.signature(entry.make).parameters)
+        click.echo(f"{entry.name:<{width}}  {entry.source}\n{'':<{width}}  options: {options}")
+
+
+@click.command()
+@sampler_options
+@click.option("--model", help="Compile for this network; without it for EDM preconditioning of any range.")
+@click.option("--table", "csv", type=click.Path(path_type=Path), help="Also write every column to a CSV file.")
+def plan(model: str | None, csv: Path | None, **options: Any) -> None:
+    """Print the plan of a sampler: one row an evaluation."""
+    sampler = take_sampler(options)
+    preconditioning = checkpoints.load(model).preconditioning if model else EDM()
+    compiled = Plan(sampler, preconditioning)
+    click.echo(str(compiled))
+    if csv is not None:
+        lines = [",".join(COLUMNS), *(",".join(repr(float(v)) for v in row) for row in compiled.table)]
+        with atomic_path(csv) as temporary:
+            temporary.write_text("\n".join(lines) + "\n")
+
+
+def markdown_table() -> str:
+    """Every sampler and its properties."""
+    head = ["sampler", "order", "evaluations a step", "stochastic", "needs history", "source"]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for e in REGISTRY.values():
+        history = "yes" if e.history else "no"
+        lines.append(f"| `{e.name}` | {e.order} | {e.evaluations} | {e.stochastic} | {history} | {e.source} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,27 @@
+"""What samplers share: the churn of Algorithm 2, and how a parameter out of range is refused."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Churn:
+    """The stochasticity of Algorithm 2: how much noise a step adds, where, and with which standard deviation."""
+
+    S_churn: float = 0.0
+    S_tmin: float = 0.0
+    S_tmax: float = math.inf
+    S_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("S_churn", "S_tmin", "S_tmax", "S_noise"):
+            require(name, getattr(self, name), getattr(self, name) >= 0, "a number from 0")
+        require("S_tmax", self.S_tmax, self.S_tmax >= self.S_tmin, f"at least S_tmin = {self.S_tmin}")
+
+    def gamma(self, sigma: float, steps: int) -> float:
+        return min(self.S_churn / steps, math.sqrt(2) - 1) if self.S_tmin <= sigma <= self.S_tmax else 0.0
+
+
+def require(name: str, value: object, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} is {value!r}; allowed: {allowed}")

@@ -1,0 +1,71 @@
+"""The EDM sampler: Algorithm 2 of Karras et al. 2022."""
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from ..plan import Op, Row, Sampler
+from ..preconditioning import Preconditioning
+from .base import Churn, require
+from .levels import Levels
+from .registry import listed
+
+
+@dataclass(frozen=True)
+class EDMSampler(Sampler):
+    """Algorithm 2 of Karras et al. 2022 with sigma(t) = t and s(t) = 1; ``solver="euler"`` does not correct."""
+
+    levels: Levels = field(default_factory=Levels)
+    churn: Churn = field(default_factory=Churn)
+    solver: Literal["heun", "euler"] = "heun"
+
+    def __post_init__(self) -> None:
+        require("solver", self.solver, self.solver in ("heun", "euler"), "'heun', 'euler'")
+
+    @property
+    def steps(self) -> int:
+        return self.levels.steps
+
+    def rows(self, preconditioning: Preconditioning) -> list[Row]:
+        times = self.levels.sigmas(preconditioning).tolist()
+        rows = [Row(Op.BEGIN, begin_scale=times[0])]
+        for i, (t, t_next) in enumerate(itertools.pairwise(times)):
+            gamma = self.churn.gamma(t, self.steps)
+            t_hat = float(preconditioning.round_sigma(torch.tensor(t + gamma * t, dtype=torch.float64, device="cpu")))
+            std = math.sqrt(t_hat * t_hat - t * t) * self.churn.S_noise
+            rows[-1] = rows[-1].then(std=std, draw=i)
+            h = t_next - t_hat
+            if self.solver == "euler" or t_next == 0:
+                rows.append(Row(Op.EULER, sigma=t_hat, slope_t=t_hat, h=h))
+            else:
+                rows.append(Row(Op.PREDICT, sigma=t_hat, slope_t=t_hat, h=h))
+                rows.append(Row(Op.CORRECT, sigma=t_next, slope_t=t_next, h_predict=h, h=h, w_0=0.5, w_1=0.5))
+        return rows
+
+
+@listed(
+    source="Karras et al. 2022, Algorithm 2",
+    order="2 (heun), 1 (euler)",
+    evaluations="2 (heun), 1 (euler)",
+    stochastic="S_churn > 0",
+)
+def edm(
+    steps: int = 18,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    S_churn: float = 0.0,
+    S_tmin: float = 0.0,
+    S_tmax: float = math.inf,
+    S_noise: float = 1.0,
+    solver: Literal["heun", "euler"] = "heun",
+) -> EDMSampler:
+    """The EDM sampler (Karras et al. 2022, Algorithm 2); NFE = 2 steps - 1 with Heun, steps with Euler.
+
+    sigma_min and sigma_max are clamped to the network's range when a plan is built. S_churn = 0 is deterministic.
+    Raises ValueError naming a parameter out of range.
+    """
+    return EDMSampler(Levels(steps, sigma_min, sigma_max, rho), Churn(S_churn, S_tmin, S_tmax, S_noise), solver)

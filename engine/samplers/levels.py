@@ -1,0 +1,153 @@
+"""Discretizations: which noise levels a sampler visits (Table 1 of the EDM paper, "time steps")."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..preconditioning import Preconditioning
+from .base import require
+
+Discretization = Literal["edm", "vp", "ve", "iddpm"]
+_F64 = torch.float64
+
+
+@dataclass(frozen=True)
+class Levels:
+    """N noise levels from sigma_max down to sigma_min, then 0.
+
+    edm: equation 5, evenly spaced in sigma^(1/rho). vp: evenly spaced times of the VP schedule that spans the range,
+    from 1 to epsilon_s. ve: geometric. iddpm: every so many of the cosine schedule's M levels (C_1, C_2).
+    A range of None is the published one: edm 0.002 to 80, vp 0.0105 to 152.2, ve 0.02 to 100, iddpm 0.002 to 81.
+    It is clamped to the network's own when a plan is built. Raises ValueError naming a parameter out of range.
+    """
+
+    steps: int = 18
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float = 7.0
+    discretization: Discretization = "edm"
+    epsilon_s: float = 1e-3
+    C_1: float = 0.001
+    C_2: float = 0.008
+    M: int = 1000
+
+    def __post_init__(self) -> None:
+        require("steps", self.steps, isinstance(self.steps, int) and self.steps >= 1, "an integer from 1")
+        choices = get_args(Discretization)
+        require("discretization", self.discretization, self.discretization in choices, ", ".join(map(repr, choices)))
+        for name in ("rho", "C_1", "C_2"):
+            require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a finite number above 0")
+        require("epsilon_s", self.epsilon_s, 0 < self.epsilon_s < 1, "a number between 0 and 1")
+        require("M", self.M, isinstance(self.M, int) and self.M >= 2, "an integer from 2")
+        low, high = self._asked()
+        require("sigma_min", low, 0 < low < math.inf, "a finite number above 0")
+        require("sigma_max", high, low < high < math.inf, f"a finite number above sigma_min = {low}")
+
+    def _asked(self) -> tuple[float, float]:
+        vp = VPSchedule(19.9, 0.1)
+        low, high = {
+            "edm": (0.002, 80.0),
+            "vp": (vp.sigma(_scalar(self.epsilon_s)).item(), vp.sigma(_scalar(1.0)).item()),
+            "ve": (0.02, 100.0),
+            "iddpm": (0.002, 81.0),
+        }[self.discretization]
+        return (
+            low if self.sigma_min is None else self.sigma_min,
+            high if self.sigma_max is None else self.sigma_max,
+        )
+
+    def span(self, preconditioning: Preconditioning) -> tuple[float, float]:
+        """(sigma_min, sigma_max) within what the network supports."""
+        asked = self._asked()
+        lowest, highest = preconditioning.sigma_min, preconditioning.sigma_max
+        low, high = max(asked[0], lowest), min(asked[1], highest)
+        require("sigma_min, sigma_max", asked, low < high, f"a range in {lowest}..{highest}")
+        return low, high
+
+    def vp_schedule(self, preconditioning: Preconditioning) -> "VPSchedule":
+        """The VP schedule whose sigma is sigma_max at time 1 and sigma_min at time epsilon_s."""
+        low, high = (math.log(sigma**2 + 1) for sigma in self.span(preconditioning))
+        beta_d = 2 * (low / self.epsilon_s - high) / (self.epsilon_s - 1)
+        return VPSchedule(beta_d, high - 0.5 * beta_d)
+
+    def sigmas(self, preconditioning: Preconditioning) -> Tensor:
+        """sigma_0 > ... > sigma_{N-1} > sigma_N = 0, float64 [steps + 1], on levels the network knows."""
+        low, high = self.span(preconditioning)
+        index = torch.arange(self.steps, dtype=_F64, device="cpu")
+        last = max(self.steps - 1, 1)  # one step goes from sigma_max to 0; the published code divides by zero
+        if self.discretization == "vp":
+            times = 1 + index / last * (self.epsilon_s - 1)
+            sigmas = self.vp_schedule(preconditioning).sigma(times)
+        elif self.discretization == "ve":
+            sigmas = (high**2 * (low**2 / high**2) ** (index / last)).sqrt()
+        elif self.discretization == "iddpm":
+            u = _cosine_levels(self.C_1, self.C_2, self.M)
+            u = u[(u >= low) & (u <= high)]
+            require("steps", self.steps, self.steps <= len(u), f"at most the {len(u)} levels of iddpm in the range")
+            sigmas = u[((len(u) - 1) / last * index).round().to(torch.int64)]
+        else:
+            first = high ** (1 / self.rho)
+            sigmas = (first + index / last * (low ** (1 / self.rho) - first)) ** self.rho
+        return torch.cat([preconditioning.round_sigma(sigmas), torch.zeros(1, dtype=_F64, device="cpu")])
+
+
+@dataclass(frozen=True)
+class VPSchedule:
+    """sigma(t)^2 + 1 = exp(beta_d t^2 / 2 + beta_min t)."""
+
+    beta_d: float
+    beta_min: float
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (math.e ** (0.5 * self.beta_d * t**2 + self.beta_min * t) - 1) ** 0.5
+
+    def sigma_deriv(self, t: Tensor) -> Tensor:
+        return 0.5 * (self.beta_min + self.beta_d * t) * (self.sigma(t) + 1 / self.sigma(t))
+
+    def sigma_inv(self, sigma: Tensor) -> Tensor:
+        return ((self.beta_min**2 + 2 * self.beta_d * (sigma**2 + 1).log()).sqrt() - self.beta_min) / self.beta_d
+
+
+@dataclass(frozen=True)
+class VESchedule:
+    """sigma(t) = sqrt(t)."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t.sqrt()
+
+    def sigma_deriv(self, t: Tensor) -> Tensor:
+        return 0.5 / t.sqrt()
+
+    def sigma_inv(self, sigma: Tensor) -> Tensor:
+        return sigma**2
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """sigma(t) = t."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def sigma_deriv(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma_inv(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+
+def _cosine_levels(C_1: float, C_2: float, M: int) -> Tensor:
+    """u_0 > ... > u_M = 0 of iDDPM's cosine schedule, float64 (a network's own levels are float32)."""
+    j = torch.arange(M + 1, dtype=_F64, device="cpu")
+    alpha_bar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
+    u = torch.zeros(M + 1, dtype=_F64, device="cpu")
+    for i in range(M, 0, -1):
+        u[i - 1] = ((u[i] ** 2 + 1) / (alpha_bar[i - 1] / alpha_bar[i]).clip(min=C_1) - 1).sqrt()
+    return u
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=_F64, device="cpu")

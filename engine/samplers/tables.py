@@ -1,0 +1,109 @@
+"""Samplers as tables of LINEAR rows: a generator yields the rows of a sequence of noise levels, and that is all.
+
+    @table(source="Song, Meng, Ermon 2021, equation 12", stochastic="eta > 0")
+    def ddim(sigmas, eta=0.0):
+        for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
+            up, down = ...
+            yield linear(sigma, x=down / sigma, D=1 - down / sigma, std=up, draw=i)
+
+The decorator turns it into ``samplers.ddim(steps=18, sigma_min=None, ..., eta=0.0) -> TableSampler`` and puts it on the
+list: the command line, the documentation's table and the tests over all backends find it there.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+from ..plan import Op, Row, Sampler
+from ..preconditioning import Preconditioning
+from .levels import Levels
+from .registry import listed
+
+Rows = Callable[..., Iterator[Row]]
+_SHARED = [
+    field for field in fields(Levels) if field.name in ("steps", "sigma_min", "sigma_max", "rho", "discretization")
+]
+
+
+@dataclass(frozen=True)
+class TableSampler(Sampler):
+    """x = y + sigma n (s = 1), advanced by the LINEAR rows that ``generate`` yields for the levels."""
+
+    generate: Rows
+    levels: Levels
+    options: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        list(self._rows([2.0, 1.0, 0.0]))  # raises for an option out of range now, not when a plan is built
+
+    @property
+    def steps(self) -> int:
+        return self.levels.steps
+
+    @property
+    def draws(self) -> int:
+        return self.steps * max(1, 1 + max(row.draw for row in self._rows([1.0, 0.0])))
+
+    def rows(self, preconditioning: Preconditioning) -> list[Row]:
+        sigmas = self.levels.sigmas(preconditioning).tolist()
+        return [Row(Op.BEGIN, begin_scale=sigmas[0]), *self._rows(sigmas)]
+
+    def _rows(self, sigmas: Sequence[float]) -> Iterator[Row]:
+        return self.generate(sigmas, **dict(self.options))
+
+    def __str__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.options)
+        return f"{self.generate.__name__}({self.levels}{options})"
+
+
+def linear(
+    sigma: float,
+    *,
+    x: float = 0.0,
+    D: float = 0.0,
+    slots: Iterable[float] = (),
+    std: float = 0.0,
+    draw: int = 0,
+    keep: tuple[int, float, float, Iterable[float]] | None = None,
+    store: tuple[int, float, float] | None = None,
+) -> Row:
+    """A row that consumes D(x; sigma): x = x * x + D * D + slots[0] * slot 0 + ... + std * noise.
+
+    keep: (slot, from x, from D, from each slot); store: (slot, from x, from D): what goes to slots meanwhile.
+    """
+    sums: dict[str, float] = {"x_from_x": x, "x_from_D": D} | {f"x_from_{j}": c for j, c in enumerate(slots)}
+    if keep is not None:
+        slot, from_x, from_D, from_slots = keep
+        sums |= {"keep_slot": slot, "keep_from_x": from_x, "keep_from_D": from_D}
+        sums |= {f"keep_from_{j}": c for j, c in enumerate(from_slots)}
+    if store is not None:
+        sums |= dict(zip(("store_slot", "store_from_x", "store_from_D"), store, strict=True))
+    return Row(Op.LINEAR, sigma=sigma, std=std, draw=draw, **sums)  # type: ignore[arg-type]
+
+
+def table(
+    *, source: str, order: str = "1", evaluations: str = "1", stochastic: str = "no", history: bool = False
+) -> Callable[[Rows], Callable[..., TableSampler]]:
+    """Makes a sampler of a generator of rows, with the options of `Levels` in front of its own, and lists it."""
+
+    def wrap(generate: Rows) -> Callable[..., TableSampler]:
+        own = list(inspect.signature(generate).parameters.values())[1:]
+        shared = [
+            inspect.Parameter(f.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=f.default, annotation=f.type)
+            for f in _SHARED
+        ]
+        signature = inspect.Signature([*shared, *own], return_annotation=TableSampler)
+
+        def make(*arguments: object, **keywords: object) -> TableSampler:
+            given = signature.bind(*arguments, **keywords)
+            given.apply_defaults()
+            levels = Levels(**{f.name: given.arguments.pop(f.name) for f in _SHARED})
+            return TableSampler(generate, levels, tuple(given.arguments.items()))
+
+        make.__name__ = make.__qualname__ = generate.__name__
+        make.__doc__, make.__module__ = generate.__doc__, generate.__module__
+        make.__signature__ = signature  # type: ignore[attr-defined]
+        put = listed(source=source, order=order, evaluations=evaluations, stochastic=stochastic, history=history)
+        return put(make)
+
+    return wrap

@@ -1,0 +1,250 @@
+"""Every sampler on the list: its plain form, every backend, its order of convergence, its distribution."""
+
+import inspect
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import engine
+from engine import loop, samplers
+from engine.backends import BACKENDS, REFERENCE
+from engine.plan import Plan
+from engine.preconditioning import EDM, IDDPM, VE, VP, Direct
+from engine.samplers import CHURN_PRESETS, REGISTRY, Levels
+from engine.state import Noise, State
+from tests import plain_samplers
+from tests.cases import assert_same_bits
+from tests.helpers import gaussian, wavy
+
+CPU = torch.device("cpu")
+HERE = [b for b in BACKENDS if not b.not_supported_reasons(CPU, torch.float64)]
+CHURN = {"S_churn": 12.0, "S_tmin": 0.1, "S_tmax": 60.0, "S_noise": 1.003}
+# Options that exercise what the defaults do not.
+VARIANTS = [
+    *[(name, {}) for name in REGISTRY],
+    *[("edm", CHURN), ("edm", {"solver": "euler"}), ("ddim", {"eta": 0.7}), ("dpmpp_2m_sde", {"eta": 0.0})],
+    *[("lms", {"order": n}) for n in (1, 2, 3)],
+    *[("dpmpp_2s", {"r": 0.3}), ("langevin", {"inner": 2, "epsilon": 0.3})],
+    *[("ablation", CHURN | {"alpha": alpha, "solver": "heun"}) for alpha in (0.5, 2 / 3, 1.0)],
+    *[
+        ("ablation", {"discretization": d, "schedule": schedule, "scaling": scaling, "alpha": 2 / 3} | CHURN)
+        for d, (schedule, scaling) in itertools.product(
+            ("edm", "vp", "ve", "iddpm"), itertools.product(("linear", "vp", "ve"), ("none", "vp"))
+        )
+    ],
+]
+variants = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=lambda v: str(v))
+
+
+def test_every_sampler_has_a_plain_form():
+    assert set(REGISTRY) == {name for name, value in vars(plain_samplers).items() if inspect.isfunction(value)} - {
+        "_half_logs"
+    }
+
+
+@variants
+def test_it_is_what_its_paper_says(name, options):
+    """float64 throughout, so that what differs is the table: agreement to 1e-10 of the largest value."""
+    denoiser = gaussian((1, 4, 4), std=0.3)
+    steps = 7
+    sampler = REGISTRY[name].make(steps=steps, sigma_min=0.05, sigma_max=20, **options)
+    plan = Plan(sampler, denoiser.preconditioning)
+    generator = torch.Generator().manual_seed(2)
+    latents = torch.randn(3, 1, 4, 4, generator=generator, dtype=torch.float64)
+    noise = torch.randn(plan.draws, 3, 1, 4, 4, generator=generator, dtype=torch.float64)
+    got = engine.sample(
+        denoiser, latents=latents, noise=noise, sampler=sampler, output_dtype=torch.float64, backend="reference"
+    )
+    levels = sampler.levels
+    sigmas = levels.sigmas(denoiser.preconditioning)
+    own = {k: v for k, v in options.items() if k not in ("discretization",)}
+    if options.get("schedule") == "vp":
+        schedule = levels.vp_schedule(denoiser.preconditioning)
+        own["betas"] = (schedule.beta_d, schedule.beta_min)
+
+    def D(x, sigma):  # the network sees sigma in float32
+        return denoiser.model(x, torch.as_tensor(sigma).to(torch.float32).expand(len(x)))
+
+    expected = getattr(plain_samplers, name)(D, latents * sigmas[0], sigmas, lambda i: noise[i], **own)
+    # Where the plain form reaches a level by another route, float32 may round it to the neighbour: 2^-24 relative.
+    assert (got - expected).abs().max() <= 2e-7 * expected.abs().max()
+
+
+@variants
+@pytest.mark.parametrize("state_dtype", [torch.float64, torch.float32], ids=str)
+def test_every_backend_draws_the_reference_s_bits(name, options, state_dtype):
+    sampler = REGISTRY[name].make(steps=6, **options)
+    for pre, dtype in [(EDM(), torch.bfloat16), (VP(), torch.float32), (IDDPM(), torch.float16)]:
+        denoiser = wavy(pre, (3, 5, 6), extra_channels=3 if isinstance(pre, IDDPM) else 0)
+        drawn = [
+            engine.sample(
+                denoiser,
+                seeds=[3, 2**63, 0],
+                sampler=sampler,
+                dtype=dtype,
+                state_dtype=state_dtype,
+                output_dtype=state_dtype,
+                backend=backend.name,
+            )
+            for backend in HERE
+        ]
+        for images in drawn[:-1]:
+            assert_same_bits(images, drawn[-1], f"{name} {options}")
+        assert torch.isfinite(drawn[-1]).all()
+
+
+VP_WORLD = {"schedule": "vp", "scaling": "vp", "discretization": "vp"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "order"),
+    [
+        ("edm", {}, 2),
+        ("edm", {"solver": "euler"}, 1),
+        ("ddim", {}, 1),
+        ("dpmpp_2m", {}, 2),
+        ("dpmpp_2s", {}, 2),
+        ("dpmpp_2s", {"r": 0.7}, 2),
+        ("dpmpp_2m_sde", {"eta": 0.0}, 2),
+        ("unipc", {}, 3),
+        ("lms", {"order": 1}, 1),
+        ("lms", {"order": 2}, 2),
+        ("ablation", {"alpha": 0.5}, 3),  # 2 in general; on this equation the third-order term happens to vanish
+        ("ablation", {"alpha": 2 / 3}, 2),
+        ("ablation", {"solver": "euler"} | VP_WORLD, 1),
+        ("ablation", VP_WORLD, 2),
+        ("ablation", {"schedule": "ve", "discretization": "ve"}, 2),
+    ],
+    ids=lambda v: str(v),
+)
+def test_order_of_convergence(name, options, order):
+    """On the Gaussian's ODE, whose solution is known, from sigma_max to sigma_min: all rows but the last."""
+    denoiser = gaussian()
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 1, 4, 4, generator=generator, dtype=torch.float64)
+    errors = []
+    for steps in (32, 64, 128):
+        sampler = REGISTRY[name].make(steps=steps, sigma_min=0.1, sigma_max=20, **options)
+        plan = Plan(sampler, denoiser.preconditioning)
+        state = State.allocate(
+            torch.tensor(plan.table),
+            plan.slots,
+            Noise((1, 4, 4), latents=latents),
+            torch.zeros(2, dtype=torch.int64),
+            state_dtype=torch.float64,
+            net_dtype=torch.float64,
+        )
+        loop.run(denoiser.model, state, plan.nfe - 1, REFERENCE, lambda: None)
+        exact = denoiser.model.solution(latents * 20, 20, 0.1)
+        errors.append((state.x / plan.rows[-1].s - exact).abs().max().item())
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=0.15), errors
+
+
+class Mixture(nn.Module):
+    """The optimal D of a mixture of two Gaussians of one dimension, N(m_i, 0.25^2) with weights w_i."""
+
+    means, weights, std = (-1.0, 0.5), (0.3, 0.7), 0.25
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("unused", torch.zeros(1))
+
+    def forward(self, x, sigma):
+        total = self.std**2 + sigma[:, None] ** 2
+        logs = torch.stack(
+            [math.log(w) - (x - m) ** 2 / (2 * total) for m, w in zip(self.means, self.weights, strict=True)]
+        )
+        share = torch.softmax(logs, 0)
+        means = torch.stack([(self.std**2 * x + sigma[:, None] ** 2 * m) / total for m in self.means])
+        return (share * means).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "steps"),
+    [
+        ("edm", {"S_churn": 100.0}, 200),
+        ("ddpm", {}, 200),
+        ("ddim", {"eta": 0.5}, 200),
+        ("euler_maruyama", {}, 400),
+        ("dpmpp_2m_sde", {}, 100),
+        ("langevin", {"inner": 20, "epsilon": 0.1, "discretization": "ve"}, 60),
+        ("unipc", {}, 60),
+    ],
+    ids=lambda v: str(v),
+)
+def test_samples_have_the_distribution_of_the_data(name, options, steps):
+    count = 20_000
+    sampler = REGISTRY[name].make(steps=steps, sigma_min=0.02, sigma_max=30, **options)
+    denoiser = engine.Denoiser(Mixture(), Direct(), img_shape=(1,))
+    x = engine.sample(denoiser, seeds=range(count), sampler=sampler, batch_size=count).flatten().double()
+    left = (x < -0.25).double().mean()
+    assert left.item() == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / count))
+    for side, mean in [(x[x < -0.25], -1.0), (x[x >= -0.25], 0.5)]:
+        assert side.mean().item() == pytest.approx(mean, abs=0.02)
+        assert side.std().item() == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("pre", [EDM(), VP(), VE(), IDDPM()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("discretization", ["edm", "vp", "ve", "iddpm"])
+def test_levels_are_the_network_s(pre, discretization):
+    levels = Levels(10, discretization=discretization)
+    sigmas = levels.sigmas(pre)
+    assert sigmas.shape == (11,)
+    assert sigmas[-1] == 0
+    assert (sigmas.diff() < 0).all()
+    assert sigmas[0] <= pre.sigma_max * (1 + 1e-6)
+    assert sigmas[-2] >= pre.sigma_min * (1 - 1e-6)
+    assert torch.equal(pre.round_sigma(sigmas), sigmas)
+
+
+def test_published_ranges():
+    sigmas = {name: Levels(18, discretization=name).sigmas(EDM()) for name in ("edm", "vp", "ve", "iddpm")}
+    ends = {name: (levels[0].item(), levels[-2].item()) for name, levels in sigmas.items()}
+    assert ends["edm"] == pytest.approx((80, 0.002))
+    assert ends["vp"] == pytest.approx((152.16697, 0.01048599), rel=1e-6)
+    assert ends["ve"] == pytest.approx((100, 0.02))
+    assert ends["iddpm"] == pytest.approx((80.2037, 0.0064254), rel=1e-5)
+
+
+def test_one_step_goes_straight_to_zero():
+    for name in REGISTRY:
+        options = {"inner": 1} if name == "langevin" else {}
+        plan = Plan(REGISTRY[name].make(steps=1, **options), EDM())
+        assert plan.nfe == 1, name
+        assert plan.sigmas == (pytest.approx(80.0),)
+        assert torch.isfinite(engine.sample(wavy(EDM()), seeds=[1], sampler=plan.sampler)).all()
+
+
+def test_presets_of_the_paper():
+    assert CHURN_PRESETS["imagenet-64"] == samplers.Churn(40, 0.05, 50, 1.003)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ddim", {"eta": 1.5}, r"eta is 1.5; allowed: a number from 0 to 1"),
+        ("dpmpp_2s", {"r": 0.0}, "r is 0.0"),
+        ("lms", {"order": 5}, "order is 5; allowed: 1, 2, 3, 4"),
+        ("langevin", {"inner": 0}, "inner is 0"),
+        ("ddim", {"steps": 0}, "steps is 0; allowed: an integer from 1"),
+        ("ddim", {"discretization": "cosine"}, "discretization is 'cosine'; allowed: 'edm', 'vp', 've', 'iddpm'"),
+        ("ablation", {"alpha": 0.0}, "alpha is 0.0"),
+        ("ablation", {"schedule": "cosine"}, "schedule is 'cosine'"),
+        ("ablation", {"scaling": "ve"}, "scaling is 've'"),
+        ("ablation", {"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_max is 2.0; allowed: a finite number above"),
+        ("ablation", {"epsilon_s": 0.0}, "epsilon_s is 0.0"),
+    ],
+)
+def test_bad_options_are_refused_at_once(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        REGISTRY[name].make(**options)
+
+
+def test_the_table_in_the_documentation_is_the_list():
+    from engine.cli.samplers import markdown_table
+
+    assert markdown_table() in (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
