@@ -25,9 +25,8 @@ def group_norm_by_channels(x: Tensor, weight: Tensor, bias: Tensor, groups: int,
     wide, spatial, pixels = x.float(), tuple(range(2, x.dim())), x[0, 0].numel()
     sums = torch.cat([wide.sum(spatial), wide.square().sum(spatial)])
     mean, square = sums.mm(fold / (per_group * pixels)).chunk(2)
-    scale = (
-        (square - mean.square()).clamp(min=0) + eps
-    ).rsqrt()  # rounding may leave less than nothing * weight.float()
+    variance = (square - mean.square()).clamp(min=0)  # rounding may leave less than nothing
+    scale = (variance + eps).rsqrt() * weight.float()
     shift = bias.float() - mean * scale
     as_x = [batch, channels, *[1] * (x.dim() - 2)]
     return torch.addcmul(shift.view(as_x), wide, scale.view(as_x)).to(x.dtype)

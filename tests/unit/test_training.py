@@ -62,7 +62,7 @@ def test_muon_takes_the_wide_convolutions():
 
 
 def test_gradients_lie_in_memory_as_their_parameters():
-    """Fused Adam pairs elements by address: channels_last gradients once scrambled its updates, and it still learned."""
+    """Fused Adam pairs elements by address: channels_last gradients once scrambled its updates, yet it learned."""
     learner = trainer(muon_lr=None)
     list(learner.run(8))
     for name, parameter in learner.master.named_parameters():
