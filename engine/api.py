@@ -109,7 +109,7 @@ class Engine:
         if not isinstance(sampler, Sampler):
             raise ValueError(f"sampler is {sampler!r}; allowed: an engine.Sampler, such as engine.samplers.edm()")
         plan = Plan(sampler, self.denoiser.preconditioning)
-        job = Job.check(self.denoiser, plan, seeds, latents, noise, class_labels)
+        job = Job.check(self.denoiser, plan, seeds, latents, noise, class_labels, self.device)
         return self._stream(plan, job.batches(self.batch_size), progress)
 
     def _stream(self, plan: Plan, batches: list[Job], progress: bool) -> Iterator[tuple[tuple[int, ...], Tensor]]:
@@ -177,7 +177,8 @@ def sample(
     """Draw images from a denoiser, one a seed: [N, C, *spatial], in ``output_dtype``, on ``device``.
 
     seeds: N distinct integers in [0, 2**64). latents: instead of the seeds' own, unit variance [N, C, *spatial]
-    (scaled by sigma_0 s_0 inside). noise: "philox" (each seed's own stream) or a tensor [draws, N, C, *spatial]; draw i
+    (scaled by sigma_0 s_0 inside). noise: "philox" (each seed's own stream), "torch" or "edm2" (the streams of the
+    published EDM and EDM2 code, seed for seed on the same kind of device), or a tensor [draws, N, C, *spatial]; draw i
     is used by step i, whether or not that step churns. class_labels: an int, N ints, or one-hot/soft [N, label_dim];
     None lets each seed draw its class (conditional networks). progress: a bar over network evaluations on stderr.
     The other arguments are those of `Engine`, which is the better choice for repeated calls.

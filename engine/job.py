@@ -12,8 +12,10 @@ from .denoiser import Denoiser
 from .noise import seed_bits
 from .plan import Plan
 from .state import Noise
+from .torch_noise import ORDERS, TorchStream
 
 Seeds = Sequence[int] | Tensor | range
+NOISES = ("philox", *ORDERS)
 Labels = int | Sequence[int] | Tensor | None
 
 
@@ -21,7 +23,7 @@ Labels = int | Sequence[int] | Tensor | None
 class Job:
     """N samples: seeds or latents [N, C, *spatial], one-hot labels [N, label_dim], churn noise [draws, N, ...].
 
-    positions: where each sample stands in what the caller asked for.
+    positions: where each sample stands in what the caller asked for. stream: draws the seeds' noise instead of Philox.
     """
 
     positions: tuple[int, ...]
@@ -30,6 +32,7 @@ class Job:
     latents: Tensor | None
     noise: Tensor | None
     labels: Tensor | None
+    stream: TorchStream | None = None
 
     @classmethod
     def check(
@@ -40,6 +43,7 @@ class Job:
         latents: Tensor | None,
         noise: str | Tensor,
         labels: Labels,
+        device: torch.device,
     ) -> "Job":
         """Raises ValueError in one line naming the argument, what was given and what is allowed."""
         shape = denoiser.img_shape
@@ -52,9 +56,15 @@ class Job:
         count = given if checked_seeds is None else len(checked_seeds)
         if latents is not None and (tuple(latents.shape) != (count, *shape) or count == 0):
             raise ValueError(f"latents has shape {list(latents.shape)}; allowed: {[count or 'N', *shape]}, N from 1")
-        if not isinstance(noise, Tensor) and not (isinstance(noise, str) and noise == "philox"):
-            raise ValueError(f"noise is {noise!r}; allowed: 'philox' or a tensor [draws, N, C, *spatial]")
+        if not isinstance(noise, Tensor) and not (isinstance(noise, str) and noise in NOISES):
+            named = ", ".join(map(repr, NOISES))
+            raise ValueError(f"noise is {noise!r}; allowed: {named} or a tensor [draws, N, C, *spatial]")
         draws = noise if isinstance(noise, Tensor) else None
+        stream = None
+        if isinstance(noise, str) and noise in ORDERS:
+            stream = TorchStream.of(noise, plan, denoiser.label_dim)
+        if stream is not None and (checked_seeds is None or latents is not None):
+            raise ValueError(f"noise is {noise!r}, which draws latents from seeds; allowed: seeds, and latents=None")
         if draws is not None:
             if draws.dim() == 0 or draws.shape[0] < plan.draws or tuple(draws.shape[1:]) != (count, *shape):
                 raise ValueError(
@@ -62,9 +72,10 @@ class Job:
                 )
         elif plan.stochastic and checked_seeds is None:
             raise ValueError("seeds is None; a sampler that adds noise needs seeds, or a noise tensor")
-        return cls(
-            tuple(range(count)), shape, checked_seeds, latents, draws, _labels(labels, count, denoiser, checked_seeds)
-        )
+        if labels is None and stream is not None and checked_seeds is not None and denoiser.label_dim:
+            labels = stream.labels(checked_seeds, shape, device)
+        one_hot = _labels(labels, count, denoiser, checked_seeds)
+        return cls(tuple(range(count)), shape, checked_seeds, latents, draws, one_hot, stream)
 
     def take(self, samples: Sequence[int]) -> "Job":
         """The job of some samples only."""
@@ -76,6 +87,7 @@ class Job:
             latents=None if self.latents is None else self.latents[index],
             noise=None if self.noise is None else self.noise[:, index],
             labels=None if self.labels is None else self.labels[index],
+            stream=self.stream,
         )
 
     def batches(self, size: int) -> list["Job"]:
@@ -90,6 +102,9 @@ class Job:
             buffer = buffer if buffer.dtype in (torch.float32, torch.float64) else buffer.to(torch.float32)
             return buffer.to(device).contiguous()
 
+        if self.stream is not None and self.seeds is not None:
+            drawn, eps = self.stream.draw(self.seeds, self.shape, device)
+            return Noise(self.shape, latents=drawn, eps=eps)
         return Noise(
             shape=self.shape,
             seeds=None if self.seeds is None else seed_bits(self.seeds, device),

@@ -16,6 +16,7 @@ from .. import checkpoints
 from ..api import Engine
 from ..files import atomic_path
 from ..images import save_grid, save_png, to_uint8
+from ..job import NOISES
 from .sampler_options import sampler_options, take_sampler
 from .types import DTYPES, IntRange
 
@@ -25,21 +26,25 @@ from .types import DTYPES, IntRange
 @click.option("--seeds", type=IntRange(), default="0-63", show_default=True, help="One image a seed, e.g. 0-63 or 1,5.")
 @click.option("--class", "classes", type=IntRange(), help="Class or classes, dealt to the seeds in turn, e.g. 0-9.")
 @sampler_options
+@click.option("--noise", type=click.Choice(NOISES), default="philox", show_default=True, help="Random streams.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the network.")
 @click.option("--batch", type=int, default=64, show_default=True, help="Images evaluated together.")
 @click.option("--backend", default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
+@click.option("--subdirs", is_flag=True, help="A sub-folder for every thousand seeds.")
 @click.option("--grid", is_flag=True, help="Also write grid.png, labelled with classes.")
 def sample(
     model: str,
     seeds: list[int],
     classes: list[int] | None,
+    noise: str,
     dtype: str,
     batch: int,
     backend: str,
     device: str,
     out: Path,
+    subdirs: bool,
     grid: bool,
     **options: Any,
 ) -> None:
@@ -56,13 +61,15 @@ def sample(
         batch_size=batch,
     )
     labels = [classes[i % len(classes)] for i in range(len(seeds))] if classes else None
-    batches = engine.stream(seeds=seeds, class_labels=labels, progress=True)  # refuses bad input before any file
+    batches = engine.stream(
+        seeds=seeds, class_labels=labels, noise=noise, progress=True
+    )  # refuses bad input before any file
     pixels = []
     started = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
         for positions, images in batches:
             drawn = to_uint8(images).cpu()
-            list(pool.map(save_png, drawn, [out / f"{seeds[i]:06d}.png" for i in positions]))
+            list(pool.map(save_png, drawn, [_path(out, seeds[i], subdirs) for i in positions]))
             if grid:
                 pixels.append(drawn)
     seconds = time.perf_counter() - started
@@ -73,6 +80,11 @@ def sample(
         save_grid(torch.cat(pixels), out / "grid.png", columns=columns, labels=texts, scale=2)
     _write_settings(out / "settings.json", settings | {"images": len(seeds), "seconds": seconds})
     click.echo(f"{len(seeds)} images in {seconds:.1f} s, {len(seeds) / seconds:.2f} images/s, written to {out}")
+
+
+def _path(out: Path, seed: int, subdirs: bool) -> Path:
+    folder = out / f"{seed - seed % 1000:06d}" if subdirs else out
+    return folder / f"{seed:06d}.png"
 
 
 def _write_settings(path: Path, settings: dict[str, Any]) -> None:

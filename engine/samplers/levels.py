@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -84,7 +85,7 @@ class Levels:
         elif self.discretization == "ve":
             sigmas = (high**2 * (low**2 / high**2) ** (index / last)).sqrt()
         elif self.discretization == "iddpm":
-            u = _cosine_levels(self.C_1, self.C_2, self.M)
+            u = torch.tensor(_cosine_levels(self.C_1, self.C_2, self.M), dtype=_F64, device="cpu")
             u = u[(u >= low) & (u <= high)]
             require("steps", self.steps, self.steps <= len(u), f"at most the {len(u)} levels of iddpm in the range")
             sigmas = u[((len(u) - 1) / last * index).round().to(torch.int64)]
@@ -139,14 +140,14 @@ class LinearSchedule:
         return sigma
 
 
-def _cosine_levels(C_1: float, C_2: float, M: int) -> Tensor:
-    """u_0 > ... > u_M = 0 of iDDPM's cosine schedule, float64 (a network's own levels are float32)."""
-    j = torch.arange(M + 1, dtype=_F64, device="cpu")
-    alpha_bar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
+@lru_cache(maxsize=8)
+def _cosine_levels(C_1: float, C_2: float, M: int) -> tuple[float, ...]:
+    """u_0 > ... > u_M = 0 of iDDPM's cosine schedule in float64, from alpha_bar in float32 as in the published code."""
+    alpha_bar = [(0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2 for j in torch.arange(M + 1, device="cpu")]
     u = torch.zeros(M + 1, dtype=_F64, device="cpu")
     for i in range(M, 0, -1):
         u[i - 1] = ((u[i] ** 2 + 1) / (alpha_bar[i - 1] / alpha_bar[i]).clip(min=C_1) - 1).sqrt()
-    return u
+    return tuple(u.tolist())
 
 
 def _scalar(value: float) -> Tensor:

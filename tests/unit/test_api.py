@@ -205,14 +205,14 @@ LATENTS = torch.zeros(3, 2, 4, 6)
         ({"seeds": [2**64]}, "seeds contains 18446744073709551616"),
         ({"seeds": [0.5]}, r"seeds is \[0.5\]; allowed: a sequence of integers"),
         ({"latents": LATENTS[:2]}, r"latents has shape \[2, 2, 4, 6\]; allowed: \[3, 2, 4, 6\]"),
-        ({"noise": "torch"}, "noise is 'torch'; allowed: 'philox' or a tensor"),
+        ({"noise": "pcg"}, "noise is 'pcg'; allowed: 'philox', 'torch', 'edm2' or a tensor"),
         (
             {"noise": torch.zeros(2, 3, 2, 4, 6)},
             r"noise has shape .*; allowed: \[3, 3, 2, 4, 6\], or more draws",
         ),
         ({"class_labels": 1}, "class_labels is 1; allowed: None, the network is unconditional"),
         ({"backend": "tpu"}, "backend is 'tpu'; allowed: auto, "),
-        ({"noise": None}, "noise is None; allowed: 'philox' or a tensor"),
+        ({"noise": None}, "noise is None; allowed: 'philox', 'torch', 'edm2' or a tensor"),
         ({"latents": [[0.0]]}, "latents is a list; allowed: a tensor"),
         ({"device": "tpu"}, "device is 'tpu'; allowed: 'cpu', 'cuda', 'cuda:0' and so on"),
         ({"device": "cuda:99"}, "device is 'cuda:99'; allowed: 'cpu', or one of"),
@@ -262,3 +262,42 @@ def test_bad_labels(labels, message):
 def test_labels_are_needed_without_seeds():
     with pytest.raises(ValueError, match="class_labels is None; without seeds"):
         draw(wavy(EDM(), (2, 4, 6), label_dim=3), seeds=None, latents=LATENTS)
+
+
+class PublishedGenerator:
+    """One torch.Generator a seed, as the published code wraps them."""
+
+    def __init__(self, seeds):
+        self.generators = [torch.Generator().manual_seed(seed % 2**32) for seed in seeds]
+
+    def randn(self, shape, dtype=torch.float32):
+        return torch.stack([torch.randn(shape, generator=g, dtype=dtype) for g in self.generators])
+
+    def randint(self, high):
+        return torch.stack([torch.randint(high, [], generator=g) for g in self.generators])
+
+
+@pytest.mark.parametrize("order", ["torch", "edm2"])
+@pytest.mark.parametrize("label", [None, 1])
+def test_published_random_streams(order, label):
+    """Latents, a label though a class is given, then float64 noise every step, or float32 noise where it is used."""
+    denoiser, seeds, shape = wavy(EDM(), (2, 4, 6), label_dim=3), [5, 2**32 + 6, 7], (2, 4, 6)
+    sampler = engine.samplers.edm(steps=6, S_churn=3, S_tmin=0.1, S_tmax=20)
+    published = PublishedGenerator(seeds)
+    latents, labels = published.randn(shape), published.randint(3)
+    plan = engine.Plan(sampler, EDM())
+    used = {row.draw for row in plan.rows if row.std != 0}
+    assert 0 < len(used) < 6
+    zeros = torch.zeros(3, *shape, dtype=torch.float64)
+    if order == "torch":
+        noise = [published.randn(shape, torch.float64) for _ in range(6)]
+    else:
+        noise = [published.randn(shape).double() if i in used else zeros for i in range(6)]
+    expected = draw(
+        denoiser, sampler=sampler, seeds=None, latents=latents, noise=torch.stack(noise),
+        class_labels=labels if label is None else label,
+    )  # fmt: skip
+    got = draw(denoiser, sampler=sampler, seeds=seeds, noise=order, class_labels=label, batch_size=2)
+    assert torch.equal(got, expected)
+    with pytest.raises(ValueError, match=f"noise is '{order}', which draws latents from seeds"):
+        draw(denoiser, seeds=None, latents=latents, noise=order, class_labels=0)

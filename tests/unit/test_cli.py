@@ -66,6 +66,52 @@ def test_bad_input_is_one_line_and_status_2(monkeypatch, tmp_path, capsys, argum
     assert not list(tmp_path.rglob("*.png"))
 
 
+@pytest.mark.parametrize(
+    ("options", "sampler", "noise"),
+    [
+        (["--sampler", "ddim", "--steps", "2", "--eta", "0.5"], engine.samplers.ddim(2, eta=0.5), "philox"),
+        (
+            ["--sampler", "ablation", "--steps=2", "--disc=vp", "--schedule=vp", "--scaling=vp", "--solver=euler"],
+            engine.samplers.ablation(2, discretization="vp", schedule="vp", scaling="vp", solver="euler"),
+            "philox",
+        ),
+        (
+            ["--steps=2", "--S_churn=2", "--S_min=0.01", "--S_max=90", "--S_noise=1.01", "--noise=torch"],
+            engine.samplers.edm(2, S_churn=2, S_tmin=0.01, S_tmax=90, S_noise=1.01),
+            "torch",
+        ),
+    ],
+    ids=["ddim", "ablation", "as published"],
+)
+def test_every_sampler_from_the_command_line(monkeypatch, tmp_path, options, sampler, noise):
+    out = tmp_path / "out"
+    arguments = ["--seeds", "1000-1001", "--class", "3", "--out", out, "--subdirs"]
+    assert run(monkeypatch, "sample", "--model", "fashion-mnist", *arguments, *options) == 0
+    drawn = engine.sample(
+        engine.load("fashion-mnist"), seeds=[1000, 1001], class_labels=3, sampler=sampler, noise=noise
+    )
+    for seed, image in zip([1000, 1001], engine.to_uint8(drawn), strict=True):
+        assert np.array_equal(np.asarray(Image.open(out / f"001000/{seed:06d}.png")), image[0].numpy())
+
+
+def test_an_option_of_another_sampler_is_refused(monkeypatch, tmp_path, capsys):
+    arguments = ["--model", "fashion-mnist", "--out", tmp_path / "out", "--sampler", "edm", "--eta", "1"]
+    assert run(monkeypatch, "sample", *arguments) == 2
+    assert "eta is not an option of the sampler edm; it takes steps, sigma_min" in capsys.readouterr().err
+
+
+def test_plans_and_samplers_are_printed(monkeypatch, tmp_path, capsys):
+    assert run(monkeypatch, "samplers") == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed and entry.source in listed for name, entry in engine.samplers.REGISTRY.items())
+    table = tmp_path / "plan.csv"
+    assert run(monkeypatch, "plan", "--sampler", "unipc", "--steps", "4", "--table", table) == 0
+    assert "4 steps, 4 network evaluations" in capsys.readouterr().out
+    rows = np.genfromtxt(table, delimiter=",", names=True)
+    expected = engine.Plan(engine.samplers.unipc(4), engine.preconditioning.EDM()).table
+    assert np.array_equal(np.array(rows.tolist()), expected, equal_nan=True)
+
+
 def test_evaluate_counts_what_the_classifier_recognises(monkeypatch, capsys):
     assert run(monkeypatch, "evaluate", "--images", "20", "--steps", "3") == 0
     lines = capsys.readouterr().out.splitlines()

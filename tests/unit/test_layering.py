@@ -21,7 +21,7 @@ LAYERS = [
     {"networks", "networks.song", "networks.dhariwal", "plan", "state"},
     {"samplers", "samplers.base", "samplers.levels", "samplers.registry", "reference", "denoiser", "images"},
     {"backends", "networks.ideal", "checkpoints"},
-    {"loop", "job"},
+    {"loop", "job", "torch_noise"},
     {"api"},
     {
         "metrics.classifier",

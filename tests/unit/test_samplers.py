@@ -207,7 +207,7 @@ def test_published_ranges():
     assert ends["edm"] == pytest.approx((80, 0.002))
     assert ends["vp"] == pytest.approx((152.16697, 0.01048599), rel=1e-6)
     assert ends["ve"] == pytest.approx((100, 0.02))
-    assert ends["iddpm"] == pytest.approx((80.2037, 0.0064254), rel=1e-5)
+    assert ends["iddpm"] == pytest.approx((80.203676, 0.00642247), rel=1e-6)
 
 
 def test_one_step_goes_straight_to_zero():
