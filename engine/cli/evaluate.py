@@ -1,30 +1,34 @@
 """``edm-engine evaluate``: how many samples a classifier of real images recognises as the class asked for."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 from tqdm import tqdm
 
-from .. import checkpoints, samplers
+from .. import checkpoints
 from ..api import Engine
 from ..metrics import load_classifier
 from ..training.data import FASHION_MNIST_CLASSES
+from .sampler_options import sampler_options, take_sampler
 from .types import DTYPES
 
 
 @click.command()
 @click.option("--model", default="fashion-mnist", show_default=True, help="A shipped name or a safetensors file.")
 @click.option("--images", type=int, default=1000, show_default=True, help="Seeds 0 to images - 1, classes in turn.")
-@click.option("--steps", type=int, default=18, show_default=True)
+@sampler_options
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option("--batch", type=int, default=100, show_default=True)
 @click.option("--record", is_flag=True, help="Write the figure into the metadata of MODEL, which must be a file.")
-def evaluate(model: str, images: int, steps: int, dtype: str, batch: int, record: bool) -> None:
+def evaluate(model: str, images: int, dtype: str, batch: int, record: bool, **options: Any) -> None:
     """Draw images class by class in turn and count those the shipped Fashion-MNIST classifier recognises."""
     if record and not Path(model).is_file():
         raise click.UsageError(f"--record needs a file as --model, not {model!r}")
-    engine = Engine(checkpoints.load(model), sampler=samplers.edm(steps), dtype=getattr(torch, dtype), batch_size=batch)
+    given = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
+    sampler = take_sampler(options)
+    engine = Engine(checkpoints.load(model), sampler=sampler, dtype=getattr(torch, dtype), batch_size=batch)
     if engine.denoiser.img_shape != (1, 32, 32) or engine.denoiser.label_dim != 10:
         raise click.UsageError(f"model {model!r} draws {engine.denoiser.img_shape}; the classifier knows Fashion-MNIST")
     classifier = load_classifier()
@@ -41,5 +45,5 @@ def evaluate(model: str, images: int, steps: int, dtype: str, batch: int, record
     figure = f"{right.sum().item()} of {images} ({100 * right.sum().item() / images:.1f}%)"
     click.echo(f"recognised {figure}")
     if record:
-        how = f"edm-engine evaluate --images {images} --steps {steps} --dtype {dtype}"
+        how = f"edm-engine evaluate --images {images} --dtype {dtype}{given}"
         checkpoints.annotate(Path(model), {"recognised": figure, "recognised_by": how})

@@ -13,6 +13,7 @@ LAYERS = [
         "noise",
         "files",
         "preconditioning",
+        "discrete",
         "networks.ops",
         "networks.layers",
         "networks.block",
