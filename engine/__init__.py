@@ -6,7 +6,7 @@ images = engine.sample(denoiser, seeds=range(64), class_labels=3)
 """
 
 from . import backends, networks, noise, preconditioning, samplers
-from .api import Engine, NonFiniteError, sample
+from .api import Engine, NonFiniteError, invert, sample
 from .checkpoints import load, save
 from .denoiser import Denoiser
 from .images import save_grid, save_png, to_uint8
@@ -22,6 +22,7 @@ __all__ = [
     "Plan",
     "Sampler",
     "backends",
+    "invert",
     "load",
     "networks",
     "noise",

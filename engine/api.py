@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .denoiser import Denoiser
 from .job import Job, Labels, Seeds
 from .networks.precision import cast_network, is_cast
 from .plan import Plan
-from .samplers import Sampler, edm
+from .samplers import EDMSampler, InversionSampler, Sampler, edm
 from .state import State
 
 _NETWORK_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -83,11 +83,13 @@ class Engine:
         noise: str | Tensor = "philox",
         class_labels: Labels = None,
         sampler: Sampler | None = None,
+        image: Tensor | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Draw one image a seed: [N, C, *spatial] in ``output_dtype`` on the engine's device. See `engine.sample`."""
         batches = list(self.stream(
-            seeds=seeds, latents=latents, noise=noise, class_labels=class_labels, sampler=sampler, progress=progress
+            seeds=seeds, latents=latents, noise=noise, class_labels=class_labels, sampler=sampler, image=image,
+            progress=progress,
         ))  # fmt: skip
         return torch.cat([images for _, images in batches])
 
@@ -99,6 +101,7 @@ class Engine:
         noise: str | Tensor = "philox",
         class_labels: Labels = None,
         sampler: Sampler | None = None,
+        image: Tensor | None = None,
         progress: bool = False,
     ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         """Like `sample`, batch by batch: yields (where the images stand in what was asked for, images).
@@ -109,7 +112,7 @@ class Engine:
         if not isinstance(sampler, Sampler):
             raise ValueError(f"sampler is {sampler!r}; allowed: an engine.Sampler, such as engine.samplers.edm()")
         plan = Plan(sampler, self.denoiser.preconditioning)
-        job = Job.check(self.denoiser, plan, seeds, latents, noise, class_labels, self.device)
+        job = Job.check(self.denoiser, plan, seeds, latents, noise, class_labels, self.device, image)
         return self._stream(plan, job.batches(self.batch_size), progress)
 
     def _stream(self, plan: Plan, batches: list[Job], progress: bool) -> Iterator[tuple[tuple[int, ...], Tensor]]:
@@ -165,6 +168,7 @@ def sample(
     noise: str | Tensor = "philox",
     class_labels: Labels = None,
     sampler: Sampler | None = None,
+    image: Tensor | None = None,
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
     state_dtype: torch.dtype = torch.float64,
@@ -180,7 +184,8 @@ def sample(
     (scaled by sigma_0 s_0 inside). noise: "philox" (each seed's own stream), "torch" or "edm2" (the streams of the
     published EDM and EDM2 code, seed for seed on the same kind of device), or a tensor [draws, N, C, *spatial]; draw i
     is used by step i, whether or not that step churns. class_labels: an int, N ints, or one-hot/soft [N, label_dim];
-    None lets each seed draw its class (conditional networks). progress: a bar over network evaluations on stderr.
+    None lets each seed draw its class (conditional networks). image: start from [N, C, *spatial] with noise added
+    instead of from noise alone; the sampler's sigma_max says how much. progress: a bar over evaluations on stderr.
     The other arguments are those of `Engine`, which is the better choice for repeated calls.
 
     Raises ValueError for a bad argument before any work, `NonFiniteError` if a sample did not stay finite.
@@ -196,7 +201,30 @@ def sample(
         batch_size=batch_size,
         on_nonfinite=on_nonfinite,
     )
-    return engine.sample(seeds=seeds, latents=latents, noise=noise, class_labels=class_labels, progress=progress)
+    return engine.sample(
+        seeds=seeds, latents=latents, noise=noise, class_labels=class_labels, image=image, progress=progress
+    )
+
+
+def invert(
+    denoiser: Denoiser,
+    images: Tensor,
+    *,
+    class_labels: Labels = None,
+    sampler: EDMSampler | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Tensor:
+    """The latents [N, C, *spatial], unit variance, from which a deterministic sampler draws these images again.
+
+    It solves the probability-flow ODE backwards over the sampler's own noise levels, up to the sampler's error. images:
+    [N, C, *spatial] in the range the network was trained on; class_labels: their classes, needed for a conditional
+    network. options: those of `Engine`. Raises ValueError for a bad argument before any work.
+    """
+    inverse = InversionSampler.of(sampler or edm())
+    engine = Engine(denoiser, sampler=inverse, **options)
+    x = engine.sample(latents=images, class_labels=class_labels, progress=progress)
+    return x / Plan(inverse, denoiser.preconditioning).rows[-1].sigma
 
 
 def _prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Denoiser:

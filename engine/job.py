@@ -24,6 +24,7 @@ class Job:
     """N samples: seeds or latents [N, C, *spatial], one-hot labels [N, label_dim], churn noise [draws, N, ...].
 
     positions: where each sample stands in what the caller asked for. stream: draws the seeds' noise instead of Philox.
+    start: what is added to the latents, an image in their units.
     """
 
     positions: tuple[int, ...]
@@ -33,6 +34,7 @@ class Job:
     noise: Tensor | None
     labels: Tensor | None
     stream: TorchStream | None = None
+    start: Tensor | None = None
 
     @classmethod
     def check(
@@ -44,6 +46,7 @@ class Job:
         noise: str | Tensor,
         labels: Labels,
         device: torch.device,
+        image: Tensor | None = None,
     ) -> "Job":
         """Raises ValueError in one line naming the argument, what was given and what is allowed."""
         shape = denoiser.img_shape
@@ -59,6 +62,9 @@ class Job:
         if not isinstance(noise, Tensor) and not (isinstance(noise, str) and noise in NOISES):
             named = ", ".join(map(repr, NOISES))
             raise ValueError(f"noise is {noise!r}; allowed: {named} or a tensor [draws, N, C, *spatial]")
+        if image is not None and not (isinstance(image, Tensor) and tuple(image.shape) == (count, *shape)):
+            what = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f"image has shape {what}; allowed: a tensor {[count, *shape]}")
         draws = noise if isinstance(noise, Tensor) else None
         stream = None
         if isinstance(noise, str) and noise in ORDERS:
@@ -75,7 +81,8 @@ class Job:
         if labels is None and stream is not None and checked_seeds is not None and denoiser.label_dim:
             labels = stream.labels(checked_seeds, shape, device)
         one_hot = _labels(labels, count, denoiser, checked_seeds)
-        return cls(tuple(range(count)), shape, checked_seeds, latents, draws, one_hot, stream)
+        start = None if image is None else image.double() * (plan.s_begin / plan.rows[0].begin_scale)
+        return cls(tuple(range(count)), shape, checked_seeds, latents, draws, one_hot, stream, start)
 
     def take(self, samples: Sequence[int]) -> "Job":
         """The job of some samples only."""
@@ -88,6 +95,7 @@ class Job:
             noise=None if self.noise is None else self.noise[:, index],
             labels=None if self.labels is None else self.labels[index],
             stream=self.stream,
+            start=None if self.start is None else self.start[index],
         )
 
     def batches(self, size: int) -> list["Job"]:
@@ -102,15 +110,15 @@ class Job:
             buffer = buffer if buffer.dtype in (torch.float32, torch.float64) else buffer.to(torch.float32)
             return buffer.to(device).contiguous()
 
+        latents = None if self.latents is None else move(self.latents)
+        eps = None if self.noise is None else move(self.noise)
         if self.stream is not None and self.seeds is not None:
-            drawn, eps = self.stream.draw(self.seeds, self.shape, device)
-            return Noise(self.shape, latents=drawn, eps=eps)
-        return Noise(
-            shape=self.shape,
-            seeds=None if self.seeds is None else seed_bits(self.seeds, device),
-            latents=None if self.latents is None else move(self.latents),
-            eps=None if self.noise is None else move(self.noise),
-        )
+            latents, eps = self.stream.draw(self.seeds, self.shape, device)
+        if self.start is not None:
+            unit = normals.normal(self.seeds or (), 0, self.shape, device=device) if latents is None else latents
+            latents = unit.double() + self.start.to(device)
+        seeds = None if self.seeds is None else seed_bits(self.seeds, device)
+        return Noise(self.shape, seeds=seeds, latents=latents, eps=eps)
 
     def name(self, sample: int) -> str:
         """How to call a sample in a message."""

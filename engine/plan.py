@@ -117,8 +117,9 @@ class Plan:
     """The compiled table of a sampler for one preconditioning.
 
     Attributes: ``table`` float64 [nfe + 1, len(COLUMNS)], read-only; ``rows``, the same as records; ``nfe``, number
-    of network evaluations; ``sigmas``, their noise levels; ``steps``; ``draws``, how many noises a sample may need;
-    ``stochastic``, whether any row adds noise; ``slots``, how many state-sized buffers the rows use beside x.
+    of network evaluations; ``sigmas``, their noise levels; ``s_begin``, the scale s(t_0) of x at the start; ``steps``;
+    ``draws``, how many noises a sample may need; ``stochastic``, whether any row adds noise; ``slots``, how many
+    state-sized buffers the rows use beside x.
     Raises ValueError when a row breaks an invariant: a sampler that fills its table wrongly does not run.
     """
 
@@ -131,6 +132,7 @@ class Plan:
         self.draws = sampler.draws
         _check_numbers(self.rows, self.draws)
         self.nfe = len(self.rows) - 1
+        self.s_begin = self.rows[0].s_next / self.rows[0].ratio
         self.sigmas = tuple(row.sigma for row in self.rows[1:])
         self.slots = max(slots_used(row) for row in self.rows)
         self.stochastic = any(row.std != 0 for row in self.rows)
@@ -186,7 +188,9 @@ def _check_order(rows: list[Row]) -> None:
 
 
 def _check_numbers(rows: Sequence[Row], draws: int) -> None:
-    """Every number finite, steps towards less noise, weights that sum to one."""
+    """Every number finite, all steps in one direction, weights that sum to one."""
+    if any(row.h > 0 for row in rows) and any(row.h < 0 for row in rows):
+        raise ValueError(f"h is {[row.h for row in rows]}; all steps go towards less noise, or (inversion) all to more")
     for index, row in enumerate(rows):
         what = f"row {index} ({row.op.name})"
         for name in COLUMNS:
@@ -196,8 +200,6 @@ def _check_numbers(rows: Sequence[Row], draws: int) -> None:
             raise ValueError(f"{what}: std = {row.std}, slope_t = {row.slope_t}, s = {row.s}; std >= 0, others not 0")
         if not (0 <= row.draw < draws and row.draw == int(row.draw)):
             raise ValueError(f"{what}: draw = {row.draw}; allowed: the index of a draw, 0 to {draws - 1}")
-        if row.h > 0:
-            raise ValueError(f"{what}: h = {row.h}; a step goes towards less noise, h <= 0")
         if row.op is Op.CORRECT and not math.isclose(row.w_0 + row.w_1, 1):
             raise ValueError(f"{what}: w_0 + w_1 = {row.w_0 + row.w_1}; the weights of a corrected step sum to 1")
         if not (-1 <= row.keep_slot < SLOTS and -1 <= row.store_slot < SLOTS):

@@ -5,6 +5,7 @@ from .ablation import AblationSampler, ablation
 from .ancestral import ddim, ddpm, euler_maruyama, langevin
 from .base import Churn
 from .edm import EDMSampler, edm
+from .inversion import InversionSampler
 from .levels import Levels
 from .multistep import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, lms, unipc
 from .registry import REGISTRY, Entry
@@ -24,6 +25,7 @@ __all__ = [
     "Churn",
     "EDMSampler",
     "Entry",
+    "InversionSampler",
     "Levels",
     "Sampler",
     "TableSampler",

@@ -8,7 +8,7 @@ import torch
 import engine
 from engine.networks import SongUNet
 from engine.preconditioning import EDM
-from tests.helpers import Wavy, wavy
+from tests.helpers import Wavy, gaussian, wavy
 
 SAMPLER = engine.samplers.edm(steps=3)
 
@@ -301,3 +301,41 @@ def test_published_random_streams(order, label):
     assert torch.equal(got, expected)
     with pytest.raises(ValueError, match=f"noise is '{order}', which draws latents from seeds"):
         draw(denoiser, seeds=None, latents=latents, noise=order, class_labels=0)
+
+
+def test_inversion_finds_the_latents_again():
+    denoiser = gaussian()
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(3, 1, 4, 4, generator=generator, dtype=torch.float64)
+    wide = {"output_dtype": torch.float64}
+    sampler = engine.samplers.edm(80, sigma_min=0.01)
+    images = engine.sample(denoiser, latents=latents, sampler=sampler, **wide)
+    assert (engine.invert(denoiser, images, sampler=sampler, **wide) - latents).abs().max() < 1e-3
+    exact = denoiser.model.solution(images, 0.01, 80.0) / 80
+    samplers = [engine.samplers.edm(steps, sigma_min=0.01) for steps in (40, 80)]
+    errors = [(engine.invert(denoiser, images, sampler=s, **wide) - exact).abs().max().item() for s in samplers]
+    assert 3.5 < errors[0] / errors[1] < 4.5  # second order
+    with pytest.raises(ValueError, match=r"allowed: samplers\.edm with S_churn=0"):
+        engine.invert(denoiser, images, sampler=engine.samplers.edm(S_churn=1))
+
+
+@pytest.mark.parametrize("noise", ["philox", "torch"])
+@pytest.mark.parametrize("scaling", ["none", "vp"])
+def test_starting_from_an_image(noise, scaling):
+    """With hardly any noise the image comes back; with very much it is forgotten."""
+    denoiser = wavy(EDM(), (2, 4, 6))
+    seeds, image = [1, 2, 3], torch.linspace(-1, 1, 144).reshape(3, 2, 4, 6)
+
+    def start(sigma_max):
+        sampler = engine.samplers.ablation(2, sigma_min=sigma_max / 2, sigma_max=sigma_max, scaling=scaling)
+        drawn = draw(denoiser, seeds=seeds, sampler=sampler, image=image, noise=noise)
+        again = [
+            draw(denoiser, seeds=[s], sampler=sampler, image=image[i : i + 1], noise=noise) for i, s in enumerate(seeds)
+        ]
+        assert torch.equal(torch.cat(again), drawn)
+        return drawn
+
+    assert (start(1e-4) - image).abs().max() < 1e-3
+    assert (start(0.1) - image).abs().max() > 0.05
+    with pytest.raises(ValueError, match=r"image has shape \[2, 2, 4, 6\]; allowed: a tensor \[3, 2, 4, 6\]"):
+        draw(denoiser, seeds=seeds, image=image[:2])

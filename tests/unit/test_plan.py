@@ -102,7 +102,10 @@ BEGIN = Row(Op.BEGIN, begin_scale=2.0)
         ([Row(Op.EULER, sigma=1.0, h=-1.0)], "one BEGIN row"),
         ([BEGIN, BEGIN], "one BEGIN row"),
         ([BEGIN], "one BEGIN row, its first, and then others"),
-        ([BEGIN, Row(Op.EULER, sigma=1.0, h=1.0)], "h = 1.0; a step goes towards less noise"),
+        (
+            [BEGIN, Row(Op.EULER, sigma=1.0, h=1.0), Row(Op.EULER, sigma=2.0, h=-1.0)],
+            "all steps go towards less noise, or",
+        ),
         ([BEGIN, Row(Op.EULER, sigma=1.0, h=math.nan)], "h is nan; allowed: a finite number"),
         ([BEGIN, Row(Op.EULER, sigma=math.inf, h=-1.0)], "c_noise is inf; allowed: a finite number"),
         ([BEGIN, Row(Op.EULER, sigma=1.0, slope_t=0.0, h=-1.0)], "slope_t = 0.0"),

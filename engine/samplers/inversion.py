@@ -1,0 +1,41 @@
+"""ODE inversion: the probability-flow ODE from images to the latents that draw them."""
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..plan import Op, Row, Sampler
+from ..preconditioning import Preconditioning
+from .edm import EDMSampler
+from .levels import Levels
+
+
+@dataclass(frozen=True)
+class InversionSampler(Sampler):
+    """`EDMSampler` without churn, run from sigma_min up to sigma_max: x starts as the image and ends as sigma_max z."""
+
+    levels: Levels = field(default_factory=Levels)
+    solver: Literal["heun", "euler"] = "heun"
+
+    @classmethod
+    def of(cls, sampler: EDMSampler) -> "InversionSampler":
+        """The inverse of a deterministic sampler. Raises ValueError for one that adds noise."""
+        if not isinstance(sampler, EDMSampler) or sampler.churn.S_churn != 0 or sampler.levels.steps < 2:
+            raise ValueError(f"sampler is {sampler!r}; allowed: samplers.edm with S_churn=0 and steps from 2")
+        return cls(sampler.levels, sampler.solver)
+
+    @property
+    def steps(self) -> int:
+        return self.levels.steps - 1
+
+    def rows(self, preconditioning: Preconditioning) -> list[Row]:
+        rising = self.levels.sigmas(preconditioning).tolist()[-2::-1]  # without the 0
+        rows = [Row(Op.BEGIN, begin_scale=1.0)]
+        for t, t_next in itertools.pairwise(rising):
+            h = t_next - t
+            if self.solver == "euler":
+                rows.append(Row(Op.EULER, sigma=t, slope_t=t, h=h))
+            else:
+                rows.append(Row(Op.PREDICT, sigma=t, slope_t=t, h=h))
+                rows.append(Row(Op.CORRECT, sigma=t_next, slope_t=t_next, h_predict=h, h=h, w_0=0.5, w_1=0.5))
+        return rows
