@@ -60,12 +60,17 @@ void check_rows(const AdvanceCall& call) {
     const auto* base_row = reinterpret_cast<const std::int64_t*>(call.base_row);
     for (std::int64_t b = 0; b < call.samples; ++b) {
         const std::int64_t row = base_row[b] + call.k;
+        const bool outside = row < 0 || row >= call.rows;
+        const Problem problem =
+            outside ? kFine : problem_of(reinterpret_cast<const Row*>(call.table)[row], call);
+        if (!outside && problem == kFine) {
+            continue;
+        }
         const std::string what = "sample " + std::to_string(b) + " is at row " + std::to_string(row);
-        if (row < 0 || row >= call.rows) {
+        if (outside) {
             throw std::out_of_range("advance: " + what + "; the table has " + std::to_string(call.rows) + " rows");
         }
-        const char* problem = explain(problem_of(reinterpret_cast<const Row*>(call.table)[row], call));
-        require(problem == nullptr, what + ": " + (problem == nullptr ? "" : problem));
+        throw std::invalid_argument("advance: " + what + ": " + explain(problem));
     }
 }
 
