@@ -7,14 +7,14 @@ Row 0 is BEGIN (there is no F yet); row k + 1 consumes evaluation k.
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from enum import IntEnum
 
 import numpy as np
 import torch
 
-from .preconditioning import Preconditioning
+from .preconditioning import Coefficients, Preconditioning
 
 
 class Op(IntEnum):
@@ -108,6 +108,11 @@ class Sampler(ABC):
         """Number of churn noises a sample may need; where there is one a step, step i draws noise i."""
         return self.steps
 
+    @property
+    def scaled(self) -> bool:
+        """Whether the rows carry s x with s = 1 / sqrt(1 + sigma^2), and so stay finite where sigma is not."""
+        return False
+
     @abstractmethod
     def rows(self, preconditioning: Preconditioning) -> list[Row]:
         """A BEGIN row, then one row per network evaluation."""
@@ -128,11 +133,13 @@ class Plan:
         self.steps = sampler.steps
         rows = sampler.rows(preconditioning)
         _check_order(rows)
-        self.rows = tuple(_precondition(rows, preconditioning))
+        coefficients = preconditioning.scaled_coefficients if sampler.scaled else preconditioning.coefficients
+        self.rows = tuple(_precondition(rows, coefficients))
         self.draws = sampler.draws
         _check_numbers(self.rows, self.draws)
         self.nfe = len(self.rows) - 1
-        self.s_begin = self.rows[0].s_next / self.rows[0].ratio
+        first = self.rows[1].sigma
+        self.s_begin = (1 + first**2) ** -0.5 if sampler.scaled else self.rows[0].s_next / self.rows[0].ratio
         self.sigmas = tuple(row.sigma for row in self.rows[1:])
         self.slots = max(slots_used(row) for row in self.rows)
         self.stochastic = any(row.std != 0 for row in self.rows)
@@ -155,10 +162,10 @@ class Plan:
         return "\n".join(lines)
 
 
-def _precondition(rows: list[Row], preconditioning: Preconditioning) -> list[Row]:
+def _precondition(rows: list[Row], coefficients: Callable[[torch.Tensor], Coefficients]) -> list[Row]:
     """Fill in what the solver does not decide: c_skip and c_out of each evaluation, c_in and c_noise of the next."""
     sigma = torch.tensor([row.sigma for row in rows[1:]], dtype=torch.float64, device="cpu").to(torch.float32)
-    c_skip, c_out, c_in, c_noise = (c.tolist() for c in preconditioning.coefficients(sigma))
+    c_skip, c_out, c_in, c_noise = (c.tolist() for c in coefficients(sigma))
     filled = list(rows)
     for k in range(len(rows) - 1):
         s = rows[k + 1].s
@@ -194,7 +201,8 @@ def _check_numbers(rows: Sequence[Row], draws: int) -> None:
     for index, row in enumerate(rows):
         what = f"row {index} ({row.op.name})"
         for name in COLUMNS:
-            if not math.isfinite(getattr(row, name)) and not (name == "sigma" and row.op is Op.BEGIN):
+            told = name == "sigma" and row.op in (Op.BEGIN, Op.LINEAR)  # at zero SNR sigma is infinite, nothing else
+            if not (math.isfinite(getattr(row, name)) or told):
                 raise ValueError(f"{what}: {name} is {getattr(row, name)}; allowed: a finite number")
         if row.std < 0 or row.slope_t == 0 or row.s == 0 or row.s_next == 0:
             raise ValueError(f"{what}: std = {row.std}, slope_t = {row.slope_t}, s = {row.s}; std >= 0, others not 0")

@@ -9,10 +9,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from . import discrete
 
 
 class Coefficients(NamedTuple):
@@ -33,6 +35,12 @@ class Preconditioning(ABC):
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """Table 1, "network and preconditioning". sigma: float32, any shape."""
+
+    def scaled_coefficients(self, sigma: Tensor) -> Coefficients:
+        """The same for s x with s = 1 / sqrt(1 + sigma^2) in place of x: c_skip / s, c_out, c_in / s, c_noise."""
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+        root = _sqrt(1 + sigma**2)
+        return Coefficients(c_skip * root, c_out, c_in * root, c_noise)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise level the network knows; the identity where it knows all of them."""
@@ -151,6 +159,64 @@ def _iddpm_levels(C_1: float, C_2: float, M: int) -> tuple[float, ...]:
     for i in range(M, 0, -1):
         u[i - 1] = _sqrt((u[i] ** 2 + 1) / (alpha_bar[i - 1] / alpha_bar[i]).clip(min=C_1) - 1)
     return tuple(u.tolist())
+
+
+@dataclass(frozen=True)
+class Discrete(Preconditioning):
+    """A model of T discrete timesteps (`engine.discrete`), called with s x, s = 1 / sqrt(1 + sigma^2), and t - 1.
+
+    prediction: what the network was trained to return: "epsilon" (the noise), "v" (s n - s sigma y, Salimans and Ho
+    2022) or "sample" (y). zero_snr: the schedule rescaled to zero terminal SNR; sigma_max is then infinite, where an
+    epsilon says nothing of y: a plan that visits it with one is refused.
+    """
+
+    schedule: discrete.Schedule = "linear"
+    T: int = 1000
+    scale: float = 1.0
+    zero_snr: bool = False
+    prediction: Literal["epsilon", "v", "sample"] = "epsilon"
+
+    def __post_init__(self) -> None:
+        if self.prediction not in ("epsilon", "v", "sample"):
+            raise ValueError(f"prediction is {self.prediction!r}; allowed: 'epsilon', 'v', 'sample'")
+        self.levels()
+
+    def levels(self) -> Tensor:
+        """sigma_1 < ... < sigma_T, float64 [T]."""
+        betas = discrete.betas(self.schedule, self.T, self.scale)
+        return discrete.sigma(discrete.alpha_bar(discrete.zero_terminal_snr(betas) if self.zero_snr else betas))
+
+    @property
+    def sigma_min(self) -> float:  # type: ignore[override]
+        return self.levels()[0].item()
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        return self.levels()[-1].item()
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        """t - 1 of the level nearest to each sigma, int64; infinity is nearest to infinity."""
+        levels = self.levels().to(sigma.device)
+        middles = (levels[1:] + levels[:-1]) / 2
+        if self.zero_snr:
+            middles[-1] = math.inf  # only infinity itself
+        return torch.searchsorted(middles, sigma.to(torch.float64).contiguous(), right=True)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        rounded = self.levels().to(sigma.device)[self.nearest(sigma)].to(sigma.dtype)
+        return torch.where(sigma == 0, sigma, rounded)
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        c_skip, c_out, c_in, c_noise = self.scaled_coefficients(sigma)
+        s = 1 / _sqrt(1 + sigma**2)
+        return Coefficients(c_skip * s, c_out, c_in * s, c_noise)
+
+    def scaled_coefficients(self, sigma: Tensor) -> Coefficients:
+        root = _sqrt(1 + sigma**2)
+        one, s = torch.ones_like(sigma), 1 / root
+        noise = torch.where(sigma.isinf(), one, sigma / root)  # s sigma
+        c_skip, c_out = {"epsilon": (root, -sigma), "v": (s, -noise), "sample": (one * 0, one)}[self.prediction]
+        return Coefficients(c_skip, c_out, one, self.nearest(sigma).to(torch.float32))
 
 
 @dataclass(frozen=True)

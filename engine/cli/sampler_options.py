@@ -11,7 +11,7 @@ from ..samplers import REGISTRY, Sampler
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 # The option names of the published generate.py, where they differ from the parameters'.
-_ALIASES = {"S_tmin": ["--S_min"], "S_tmax": ["--S_max"], "discretization": ["--disc"]}
+_ALIASES = {"S_tmin": ["--S_min"], "S_tmax": ["--S_max"], "discretization": ["--disc", "--timesteps"]}
 
 
 def sampler_options(command: Command) -> Command:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .. import checkpoints
+from ..backends import BACKENDS
 from ..files import atomic_path
 from ..plan import COLUMNS, Plan
 from ..preconditioning import EDM
@@ -45,9 +46,11 @@ def plan(model: str | None, csv: Path | None, **options: Any) -> None:
 
 def markdown_table() -> str:
     """Every sampler and its properties."""
-    head = ["sampler", "order", "evaluations a step", "stochastic", "needs history", "source"]
+    head = ["sampler", "order", "evaluations a step", "stochastic", "needs history", "zero SNR", "fused on", "source"]
+    fused = ", ".join(sorted(backend.name for backend in BACKENDS if backend.name != "reference"))
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for e in REGISTRY.values():
-        history = "yes" if e.history else "no"
-        lines.append(f"| `{e.name}` | {e.order} | {e.evaluations} | {e.stochastic} | {history} | {e.source} |")
+        yes = {True: "yes", False: "no"}
+        cells = [f"`{e.name}`", e.order, e.evaluations, e.stochastic, yes[e.history], yes[e.zero_snr], fused, e.source]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .. import checkpoints
 from ..metrics import classifier as classifiers
-from ..training import Log, Trainer, fashion_mnist
+from ..training import Log, TrainConfig, Trainer, fashion_mnist
 from ..training.data import FASHION_MNIST, FASHION_MNIST_CLASSES
 from ..training.presets import PRESETS
 
@@ -67,10 +67,7 @@ def train(
                 saved = time.monotonic()
     trainer.save(checkpoint)
     notes = {
-        "training_command": (
-            f"edm-engine train --preset {preset} --images {config.images} --seed {seed} "
-            f"--batch {config.batch_size} --dtype {config.dtype}"
-        ),
+        "training_command": _command(preset, config, trainer.runs),
         "training_config": repr(asdict(config)),
         "images_seen": str(trainer.images_seen),
         "data": "Fashion-MNIST, 60,000 training images, MIT licence",
@@ -98,6 +95,15 @@ def train_classifier(epochs: int, seed: int, out: Path, data: Path) -> None:
     }
     classifiers.save_classifier(classifier, out, notes)
     click.echo(f"wrote {out}")
+
+
+def _command(preset: str, config: TrainConfig, runs: list[tuple[int, int]]) -> str:
+    """What repeats the training: one command, or several of which all but the last were stopped."""
+    fixed = (
+        f"edm-engine train --preset {preset} --seed {config.seed} --batch {config.batch_size} --dtype {config.dtype}"
+    )
+    stops = [f", stopped at {begun} and continued with " for begun, _ in runs[1:]] + [""]
+    return "".join(f"{fixed} --images {images}{stop}" for (_, images), stop in zip(runs, stops, strict=True))
 
 
 def _half(device: str) -> str:

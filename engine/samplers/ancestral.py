@@ -9,7 +9,7 @@ from .base import require
 from .tables import linear, table
 
 
-@table(source="Song, Meng, Ermon 2021 (DDIM), equations 12 and 16", stochastic="eta > 0")
+@table(source="Song, Meng, Ermon 2021 (DDIM), equations 12 and 16", stochastic="eta > 0", zero_snr=True)
 def ddim(sigmas: Sequence[float], eta: float = 0.0) -> Iterator[Row]:
     """DDIM; in x = y + sigma n its deterministic form (eta = 0) is Euler's method, and eta = 1 is DDPM's sampler."""
     require("eta", eta, 0 <= eta <= 1, "a number from 0 to 1")
@@ -19,7 +19,7 @@ def ddim(sigmas: Sequence[float], eta: float = 0.0) -> Iterator[Row]:
         yield linear(sigma, x=down / sigma, D=1 - down / sigma, std=up, draw=i)
 
 
-@table(source="Ho, Jain, Abbeel 2020 (DDPM), Algorithm 2, posterior variance", stochastic="yes")
+@table(source="Ho, Jain, Abbeel 2020 (DDPM), Algorithm 2, posterior variance", stochastic="yes", zero_snr=True)
 def ddpm(sigmas: Sequence[float]) -> Iterator[Row]:
     """Ancestral sampling of the Markov chain, with the posterior's variance (beta tilde); also "Euler ancestral"."""
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):

@@ -8,10 +8,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..preconditioning import Preconditioning
+from .. import discrete
+from ..preconditioning import Discrete, Preconditioning
 from .base import require
 
-Discretization = Literal["edm", "vp", "ve", "iddpm"]
+Discretization = Literal["edm", "vp", "ve", "iddpm", "leading", "linspace", "trailing"]
 _F64 = torch.float64
 
 
@@ -21,6 +22,7 @@ class Levels:
 
     edm: equation 5, evenly spaced in sigma^(1/rho). vp: evenly spaced times of the VP schedule that spans the range,
     from 1 to epsilon_s. ve: geometric. iddpm: every so many of the cosine schedule's M levels (C_1, C_2).
+    leading, linspace, trailing: timesteps of a discrete-time model (`preconditioning.Discrete`), whose range they take.
     A range of None is the published one: edm 0.002 to 80, vp 0.0105 to 152.2, ve 0.02 to 100, iddpm 0.002 to 81.
     It is clamped to the network's own when a plan is built. Raises ValueError naming a parameter out of range.
     """
@@ -54,7 +56,7 @@ class Levels:
             "vp": (vp.sigma(_scalar(self.epsilon_s)).item(), vp.sigma(_scalar(1.0)).item()),
             "ve": (0.02, 100.0),
             "iddpm": (0.002, 81.0),
-        }[self.discretization]
+        }.get(self.discretization, (0.002, 80.0))
         return (
             low if self.sigma_min is None else self.sigma_min,
             high if self.sigma_max is None else self.sigma_max,
@@ -74,8 +76,15 @@ class Levels:
         beta_d = 2 * (low / self.epsilon_s - high) / (self.epsilon_s - 1)
         return VPSchedule(beta_d, high - 0.5 * beta_d)
 
+    @property
+    def timesteps(self) -> bool:
+        """Whether the levels are timesteps of a discrete-time model."""
+        return self.discretization in get_args(discrete.Spacing)
+
     def sigmas(self, preconditioning: Preconditioning) -> Tensor:
         """sigma_0 > ... > sigma_{N-1} > sigma_N = 0, float64 [steps + 1], on levels the network knows."""
+        if self.timesteps:
+            return self._at_timesteps(preconditioning)
         low, high = self.span(preconditioning)
         index = torch.arange(self.steps, dtype=_F64, device="cpu")
         last = max(self.steps - 1, 1)  # one step goes from sigma_max to 0; the published code divides by zero
@@ -93,6 +102,16 @@ class Levels:
             first = high ** (1 / self.rho)
             sigmas = (first + index / last * (low ** (1 / self.rho) - first)) ** self.rho
         return torch.cat([preconditioning.round_sigma(sigmas), torch.zeros(1, dtype=_F64, device="cpu")])
+
+    def _at_timesteps(self, preconditioning: Preconditioning) -> Tensor:
+        network = isinstance(preconditioning, Discrete)
+        require("discretization", self.discretization, network, "for a network of discrete timesteps (Discrete) only")
+        assert isinstance(preconditioning, Discrete)
+        ranged = self.sigma_min is None and self.sigma_max is None
+        require("sigma_min, sigma_max", (self.sigma_min, self.sigma_max), ranged, "None with timesteps")
+        chosen = discrete.timesteps(preconditioning.T, self.steps, self.discretization)  # type: ignore[arg-type]
+        sigmas = preconditioning.levels()[torch.tensor(chosen) - 1]
+        return torch.cat([sigmas, torch.zeros(1, dtype=_F64, device="cpu")])
 
 
 @dataclass(frozen=True)

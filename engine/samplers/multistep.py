@@ -11,7 +11,7 @@ from .base import require
 from .tables import linear, table
 
 
-@table(source="Lu et al. 2022 (DPM-Solver++), Algorithm 2 (2M)", order="2", history=True)
+@table(source="Lu et al. 2022 (DPM-Solver++), Algorithm 2 (2M)", order="2", history=True, zero_snr=True)
 def dpmpp_2m(sigmas: Sequence[float]) -> Iterator[Row]:
     """DPM-Solver++(2M): exact in x, linear extrapolation of D from this step and the last; slot 0 holds the last D."""
     h_last = None
@@ -47,6 +47,7 @@ def dpmpp_2s(sigmas: Sequence[float], r: float = 0.5) -> Iterator[Row]:
     order="2 (eta = 0)",
     stochastic="eta > 0",
     history=True,
+    zero_snr=True,
 )
 def dpmpp_2m_sde(sigmas: Sequence[float], eta: float = 1.0) -> Iterator[Row]:
     """SDE-DPM-Solver++(2M), midpoint form; eta scales the noise, 0 is the ODE's solver. Slot 0 holds the last D."""

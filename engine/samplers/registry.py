@@ -15,6 +15,7 @@ class Entry:
 
     source: paper and algorithm. order: of convergence on the ODE. evaluations: of the network, a step.
     stochastic: "no", "yes", or the condition under which it draws noise. history: whether it needs earlier steps.
+    zero_snr: whether it can start from infinite sigma.
     """
 
     name: str
@@ -24,18 +25,26 @@ class Entry:
     evaluations: str
     stochastic: str
     history: bool
+    zero_snr: bool
 
 
 REGISTRY: dict[str, Entry] = {}
 
 
 def listed(
-    *, source: str, order: str = "1", evaluations: str = "1", stochastic: str = "no", history: bool = False
+    *,
+    source: str,
+    order: str = "1",
+    evaluations: str = "1",
+    stochastic: str = "no",
+    history: bool = False,
+    zero_snr: bool = False,
 ) -> Callable[[Make], Make]:
     """Puts a function that makes a sampler on the list under its own name."""
 
     def put(make: Make) -> Make:
-        REGISTRY[make.__name__] = Entry(make.__name__, make, source, order, evaluations, stochastic, history)
+        entry = Entry(make.__name__, make, source, order, evaluations, stochastic, history, zero_snr)
+        REGISTRY[make.__name__] = entry
         return make
 
     return put

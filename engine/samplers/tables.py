@@ -11,14 +11,18 @@ list: the command line, the documentation's table and the tests over all backend
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
-from ..plan import Op, Row, Sampler
+from ..plan import X_FROM, Op, Row, Sampler
 from ..preconditioning import Preconditioning
+from .base import require
 from .levels import Levels
 from .registry import listed
 
+_HUGE = 1e150  # stands for an infinite sigma; its square is finite
 Rows = Callable[..., Iterator[Row]]
 _SHARED = [
     field for field in fields(Levels) if field.name in ("steps", "sigma_min", "sigma_max", "rho", "discretization")
@@ -32,6 +36,7 @@ class TableSampler(Sampler):
     generate: Rows
     levels: Levels
     options: tuple[tuple[str, object], ...] = ()
+    zero_snr: bool = False
 
     def __post_init__(self) -> None:
         list(self._rows([2.0, 1.0, 0.0]))  # raises for an option out of range now, not when a plan is built
@@ -44,9 +49,16 @@ class TableSampler(Sampler):
     def draws(self) -> int:
         return self.steps * max(1, 1 + max(row.draw for row in self._rows([1.0, 0.0])))
 
+    @property
+    def scaled(self) -> bool:
+        return self.levels.timesteps
+
     def rows(self, preconditioning: Preconditioning) -> list[Row]:
         sigmas = self.levels.sigmas(preconditioning).tolist()
-        return [Row(Op.BEGIN, begin_scale=sigmas[0]), *self._rows(sigmas)]
+        require("discretization", self.levels.discretization, self.zero_snr or sigmas[0] < math.inf,
+                f"finite sigma; {self.generate.__name__} has no form at zero terminal SNR")  # fmt: skip
+        rows = [Row(Op.BEGIN, begin_scale=sigmas[0]), *self._rows([min(sigma, _HUGE) for sigma in sigmas])]
+        return _scale(rows) if self.scaled else rows
 
     def _rows(self, sigmas: Sequence[float]) -> Iterator[Row]:
         return self.generate(sigmas, **dict(self.options))
@@ -54,6 +66,22 @@ class TableSampler(Sampler):
     def __str__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options)
         return f"{self.generate.__name__}({self.levels}{options})"
+
+
+def _scale(rows: Sequence[Row]) -> list[Row]:
+    """The rows for s x, s = 1 / sqrt(1 + sigma^2), instead of x; what slots hold stays as it is.
+
+    Infinite sigma came as `_HUGE`, whose products with s are the limits to the last bit of a float64.
+    """
+    s = [(1 + row.sigma**2) ** -0.5 for row in rows[1:]] + [1.0]
+    scaled = [Row(Op.BEGIN, begin_scale=rows[1].sigma * s[0])]
+    for row, here, there in zip(rows[1:], s[:-1], s[1:], strict=True):
+        changes = {name: getattr(row, name) * there for name in (*X_FROM[1:], "std")}
+        changes |= {name: getattr(row, name) / here for name in ("keep_from_x", "store_from_x")}
+        changes["x_from_x"] = row.x_from_x * (there / here)
+        changes["sigma"] = row.sigma if row.sigma < _HUGE else math.inf
+        scaled.append(row.then(**changes))
+    return scaled
 
 
 def linear(
@@ -81,10 +109,11 @@ def linear(
     return Row(Op.LINEAR, sigma=sigma, std=std, draw=draw, **sums)  # type: ignore[arg-type]
 
 
-def table(
-    *, source: str, order: str = "1", evaluations: str = "1", stochastic: str = "no", history: bool = False
-) -> Callable[[Rows], Callable[..., TableSampler]]:
-    """Makes a sampler of a generator of rows, with the options of `Levels` in front of its own, and lists it."""
+def table(zero_snr: bool = False, **properties: Any) -> Callable[[Rows], Callable[..., TableSampler]]:
+    """Makes a sampler of a generator of rows, with the options of `Levels` in front of its own, and lists it.
+
+    properties: those of `Entry`, as keywords; ``source`` is needed.
+    """
 
     def wrap(generate: Rows) -> Callable[..., TableSampler]:
         own = list(inspect.signature(generate).parameters.values())[1:]
@@ -98,12 +127,11 @@ def table(
             given = signature.bind(*arguments, **keywords)
             given.apply_defaults()
             levels = Levels(**{f.name: given.arguments.pop(f.name) for f in _SHARED})
-            return TableSampler(generate, levels, tuple(given.arguments.items()))
+            return TableSampler(generate, levels, tuple(given.arguments.items()), zero_snr)
 
         make.__name__ = make.__qualname__ = generate.__name__
         make.__doc__, make.__module__ = generate.__doc__, generate.__module__
         make.__signature__ = signature  # type: ignore[attr-defined]
-        put = listed(source=source, order=order, evaluations=evaluations, stochastic=stochastic, history=history)
-        return put(make)
+        return listed(zero_snr=zero_snr, **properties)(make)
 
     return wrap

@@ -76,6 +76,7 @@ class Trainer:
         cast_network(self.worker.model, getattr(torch, config.dtype))
         self.optimizer = MuonAdam(self.master, config.adam_lr, config.muon_lr)
         self.step = 0
+        self.runs = [(0, config.images)]  # (begun at, planned length) of this run and those it continues
         self._loss = torch.compile(config.loss) if compile else config.loss
         self._pairs = list(zip(self.master.parameters(), self.worker.parameters(), strict=True))
 
@@ -142,6 +143,7 @@ class Trainer:
         state = {
             "config": asdict(self.config),
             "step": self.step,
+            "runs": self.runs,
             "master": self.master.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -162,6 +164,11 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        earlier = state.get("runs", [(0, state["config"]["images"])])
+        self.runs = [
+            *earlier,
+            *([(self.images_seen, self.config.images)] if earlier[-1][1] != self.config.images else []),
+        ]
         with torch.no_grad():
             for master, worker in self._pairs:
                 worker.copy_(master)

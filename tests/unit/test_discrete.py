@@ -1,9 +1,18 @@
-"""Discrete-time schedules against the printed tables of Lin et al. 2024 (Tables 1 and 2)."""
+"""Discrete-time schedules against the printed tables of Lin et al. 2024 (Tables 1 and 2), and models that use them."""
 
+import math
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import engine
 from engine import discrete
+from engine.plan import Op, Row
+from engine.preconditioning import EDM, Discrete
+from engine.samplers import REGISTRY
 
 
 @pytest.mark.parametrize(
@@ -79,3 +88,106 @@ def test_timesteps_are_distinct_and_in_range(spacing, T, steps):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class DiscreteGaussian(nn.Module):
+    """What a network of T timesteps returns at its optimum for data ~ N(0.5, 0.3^2), in any parametrization."""
+
+    mean, std = 0.5, 0.3
+
+    def __init__(self, preconditioning):
+        super().__init__()
+        self.preconditioning = preconditioning
+        self.register_buffer("levels", preconditioning.levels())
+
+    def forward(self, x, step):
+        sigma = self.levels[step.long()][:, None]
+        s = (1 + sigma**2) ** -0.5
+        noise = torch.where(sigma.isinf(), 1.0, sigma * s)
+        D = (self.std**2 * s * x + noise**2 * self.mean) / (self.std**2 * s**2 + noise**2)
+        if self.preconditioning.prediction == "epsilon":
+            return (x - s * D) / noise
+        return D if self.preconditioning.prediction == "sample" else (s * x - D) / noise
+
+
+def discrete_gaussian(**options):
+    pre = Discrete(**options)
+    return engine.Denoiser(DiscreteGaussian(pre), pre, img_shape=(4,))
+
+
+SAMPLERS = {name: entry for name, entry in REGISTRY.items() if name not in ("edm", "ablation")}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
+def test_timesteps_are_levels_like_any_other(name, prediction):
+    """The rows for s x draw what the rows for x draw, on the same levels, with the same noise."""
+    denoiser = discrete_gaussian(prediction=prediction)
+    sampler = SAMPLERS[name].make(8, discretization="trailing")
+    levels = sampler.levels.sigmas(denoiser.preconditioning)
+
+    @dataclass(frozen=True)
+    class Unscaled(engine.Sampler):
+        steps = sampler.steps
+        draws = sampler.draws
+
+        def rows(self, preconditioning):
+            return [Row(Op.BEGIN, begin_scale=levels[0].item()), *sampler._rows(levels.tolist())]
+
+    generator = torch.Generator().manual_seed(0)
+    arguments = {
+        "latents": torch.randn(5, 4, generator=generator, dtype=torch.float64),
+        "noise": torch.randn(sampler.draws, 5, 4, generator=generator, dtype=torch.float64),
+        "output_dtype": torch.float64,
+    }
+    scaled, plain = (engine.sample(denoiser, sampler=s, **arguments) for s in (sampler, Unscaled()))
+    assert (scaled - plain).abs().max() < 2e-5  # preconditioning is float32: sigma is up to 157 here
+
+
+@pytest.mark.parametrize("name", [name for name, entry in REGISTRY.items() if entry.zero_snr])
+@pytest.mark.parametrize("prediction", ["v", "sample"])
+def test_zero_terminal_snr_draws_the_data(name, prediction):
+    """From infinite sigma: every number of the plan finite, and samples with the mean and spread of the data."""
+    denoiser = discrete_gaussian(zero_snr=True, prediction=prediction)
+    steps = 400 if name == "ddpm" else 60  # DDPM's variance is that of a single point: it converges slowly
+    sampler = SAMPLERS[name].make(steps, discretization="trailing")
+    plan = engine.Plan(sampler, denoiser.preconditioning)
+    assert math.isinf(plan.sigmas[0])
+    assert plan.rows[0].begin_scale == 1
+    assert np.isfinite(plan.table[:, 2:]).all()
+    images = engine.sample(denoiser, seeds=range(2000), sampler=sampler, batch_size=2000).double()
+    assert images.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert images.std().item() == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ddim", {"prediction": "epsilon"}, "c_skip is inf|c_out is -inf"),
+        ("dpmpp_2s", {"prediction": "v"}, "allowed: finite sigma; dpmpp_2s has no form at zero terminal SNR"),
+        ("lms", {"prediction": "v"}, "lms has no form at zero terminal SNR"),
+        ("edm", {"prediction": "v"}, "begin_scale is inf|sigma"),
+    ],
+)
+def test_what_has_no_form_at_zero_snr_is_refused(name, options, message):
+    pre = Discrete(zero_snr=True, **options)
+    arguments = {} if name == "edm" else {"discretization": "trailing"}
+    arguments |= {"sigma_max": math.inf} if name == "edm" else {}
+    with pytest.raises(ValueError, match=message):
+        engine.Plan(REGISTRY[name].make(10, **arguments), pre)
+
+
+def test_discrete_levels():
+    pre = Discrete()
+    assert pre.sigma_max == pytest.approx(157.4, abs=0.1)
+    assert pre.sigma_min == pytest.approx(0.01, abs=1e-4)
+    levels = pre.levels()
+    assert torch.equal(pre.nearest(levels), torch.arange(1000))
+    assert torch.equal(pre.round_sigma(levels * 1.0001), levels)
+    assert Discrete(zero_snr=True).nearest(torch.tensor([math.inf, 1e30])).tolist() == [999, 998]
+    with pytest.raises(ValueError, match="prediction is 'x'"):
+        Discrete(prediction="x")
+    with pytest.raises(ValueError, match="for a network of discrete timesteps"):
+        engine.Plan(engine.samplers.ddim(5, discretization="leading"), EDM())
+    with pytest.raises(ValueError, match="None with timesteps"):
+        engine.Plan(engine.samplers.ddim(5, sigma_max=3.0, discretization="leading"), pre)

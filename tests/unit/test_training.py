@@ -136,7 +136,9 @@ def test_another_config_is_refused(tmp_path):
     trainer().save(tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="was trained with another muon_lr, adam_lr"):
         trainer(adam_lr=1.0, muon_lr=None).resume(tmp_path / "checkpoint.pt")
-    trainer(images=2000).resume(tmp_path / "checkpoint.pt")
+    longer = trainer(images=2000)
+    longer.resume(tmp_path / "checkpoint.pt")
+    assert longer.runs == [(0, 960), (0, 2000)]
 
 
 def test_epochs_visit_every_image_once():
