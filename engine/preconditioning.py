@@ -183,8 +183,8 @@ class Discrete(Preconditioning):
 
     def levels(self) -> Tensor:
         """sigma_1 < ... < sigma_T, float64 [T]."""
-        betas = discrete.betas(self.schedule, self.T, self.scale)
-        return discrete.sigma(discrete.alpha_bar(discrete.zero_terminal_snr(betas) if self.zero_snr else betas))
+        levels = _discrete_levels(self.schedule, self.T, self.scale, self.zero_snr)
+        return torch.tensor(levels, dtype=torch.float64, device="cpu")
 
     @property
     def sigma_min(self) -> float:  # type: ignore[override]
@@ -217,6 +217,12 @@ class Discrete(Preconditioning):
         noise = torch.where(sigma.isinf(), one, sigma / root)  # s sigma
         c_skip, c_out = {"epsilon": (root, -sigma), "v": (s, -noise), "sample": (one * 0, one)}[self.prediction]
         return Coefficients(c_skip, c_out, one, self.nearest(sigma).to(torch.float32))
+
+
+@lru_cache(maxsize=8)
+def _discrete_levels(schedule: discrete.Schedule, T: int, scale: float, zero_snr: bool) -> tuple[float, ...]:
+    betas = discrete.betas(schedule, T, scale)
+    return tuple(discrete.sigma(discrete.alpha_bar(discrete.zero_terminal_snr(betas) if zero_snr else betas)).tolist())
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,10 @@ def sampler_options(command: Command) -> Command:
 
 
 def take_sampler(options: dict[str, Any]) -> Sampler:
-    """Builds the sampler that the options name and removes them; one that it does not take is refused."""
-    entry = REGISTRY[options.pop("sampler")]
+    """The sampler that the options of `sampler_options` name; an option that it does not take is refused."""
+    entry = REGISTRY[options["sampler"]]
     own = inspect.signature(entry.make).parameters
-    every = {name for other in REGISTRY.values() for name in inspect.signature(other.make).parameters}
-    given = {name: value for name in every if (value := options.pop(name, None)) is not None}
+    given = {name: value for name, value in options.items() if name != "sampler" and value is not None}
     for name in sorted(set(given) - set(own)):
         raise click.UsageError(f"{name} is not an option of the sampler {entry.name}; it takes {', '.join(own)}")
     return entry.make(**given)

@@ -37,13 +37,17 @@ class EDMSampler(Sampler):
             t_hat = float(preconditioning.round_sigma(torch.tensor(t + gamma * t, dtype=torch.float64, device="cpu")))
             std = math.sqrt(t_hat * t_hat - t * t) * self.churn.S_noise
             rows[-1] = rows[-1].then(std=std, draw=i)
-            h = t_next - t_hat
-            if self.solver == "euler" or t_next == 0:
-                rows.append(Row(Op.EULER, sigma=t_hat, slope_t=t_hat, h=h))
-            else:
-                rows.append(Row(Op.PREDICT, sigma=t_hat, slope_t=t_hat, h=h))
-                rows.append(Row(Op.CORRECT, sigma=t_next, slope_t=t_next, h_predict=h, h=h, w_0=0.5, w_1=0.5))
+            rows += ode_step(t_hat, t_next, self.solver)
         return rows
+
+
+def ode_step(t: float, t_next: float, solver: Literal["heun", "euler"]) -> list[Row]:
+    """One step of dx/dt = (x - D) / t from t to t_next, in either direction; to 0 there is nothing to correct with."""
+    h = t_next - t
+    if solver == "euler" or t_next == 0:
+        return [Row(Op.EULER, sigma=t, slope_t=t, h=h)]
+    predict = Row(Op.PREDICT, sigma=t, slope_t=t, h=h)
+    return [predict, Row(Op.CORRECT, sigma=t_next, slope_t=t_next, h_predict=h, h=h, w_0=0.5, w_1=0.5)]
 
 
 @listed(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..plan import Op, Row, Sampler
 from ..preconditioning import Preconditioning
-from .edm import EDMSampler
+from .edm import EDMSampler, ode_step
 from .levels import Levels
 
 
@@ -32,10 +32,5 @@ class InversionSampler(Sampler):
         rising = self.levels.sigmas(preconditioning).tolist()[-2::-1]  # without the 0
         rows = [Row(Op.BEGIN, begin_scale=1.0)]
         for t, t_next in itertools.pairwise(rising):
-            h = t_next - t
-            if self.solver == "euler":
-                rows.append(Row(Op.EULER, sigma=t, slope_t=t, h=h))
-            else:
-                rows.append(Row(Op.PREDICT, sigma=t, slope_t=t, h=h))
-                rows.append(Row(Op.CORRECT, sigma=t_next, slope_t=t_next, h_predict=h, h=h, w_0=0.5, w_1=0.5))
+            rows += ode_step(t, t_next, self.solver)
         return rows

@@ -94,8 +94,9 @@ class Trainer:
         batch = [tensor.to(self.device) for tensor in self.batch(self.step)]
         with _seeded((self.config.seed << 32) + _DROPOUT + self.step, self.device):  # dropout: torch's own generator
             loss = self._loss(self.worker, *batch).mean()
-        if not math.isfinite(loss.item()):
-            raise ArithmeticError(f"step {self.step} of seed {self.config.seed}: the loss is {loss.item()}")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ArithmeticError(f"step {self.step} of seed {self.config.seed}: the loss is {value}")
         loss.backward()
         for master, worker in self._pairs:
             # In master's own memory order: fused Adam pairs elements by address, and worker is channels_last.
@@ -107,7 +108,7 @@ class Trainer:
                 worker.copy_(master)
         self.step += 1
         self._update_ema()
-        return loss.item()
+        return value
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(images, eps, sigma, one-hot class_labels, augment_labels) of one step."""
