@@ -6,23 +6,25 @@
 // a CPU thread, four in the registers of a GPU thread. What depends on the row alone is decided once
 // a run, outside the loops. `Io` holds the call and knows where the elements lie:
 //
-//     x(room)   slot(j, room)   F(room)     where the elements are to be read: in memory, or loaded into `room`
+//     x(room)   slot(j, room)   F(room)   G(room)   known(room)
+//                                          where the elements are to be read: in memory, or loaded into `room`
 //     x_out(room)  slot_out(j, room)  net_out(room)    where to form new ones: in memory, or in `room`,
 //     store_x(x)   store_slot(j, slot)   store_net(v)  which these then take there
-//     latents(z)   eps(draw, z)                        noise
+//     latents(z)   eps(draw, z)   guide_scale()        noise; the sample's scale
 //
 // A CPU thread works on x and the slots in place; a GPU thread must have them in registers.
 #pragma once
 
 #include "advance_call.h"
+#include "guide.h"
 
 namespace edm {
 
 // In the order of engine.plan.COLUMNS; engine/backends/native.py refuses to run where they differ.
 #define EDM_ROW_COLUMNS(X)                                                                          \
-    X(op) X(sigma) X(c_skip) X(c_out) X(s) X(begin_scale) X(slope_x) X(slope_D) X(slope_t) X(h)      \
-    X(h_predict) X(w_0) X(w_1) X(x_from_x) X(x_from_D) X(x_from_0) X(x_from_1) X(x_from_2)           \
-    X(x_from_3) X(keep_slot) X(keep_from_x) X(keep_from_D) X(keep_from_0) X(keep_from_1)             \
+    X(op) X(sigma) X(c_skip) X(c_out) X(guide_F) X(guide_G) X(rescale) X(s) X(begin_scale)          \
+    X(slope_x) X(slope_D) X(slope_t) X(h) X(h_predict) X(w_0) X(w_1) X(x_from_x) X(x_from_D)         \
+    X(x_from_0) X(x_from_1) X(x_from_2) X(x_from_3) X(keep_slot) X(keep_from_x) X(keep_from_D) X(keep_from_0) X(keep_from_1)             \
     X(keep_from_2) X(keep_from_3) X(store_slot) X(store_from_x) X(store_from_D) X(ratio) X(std)      \
     X(draw) X(evaluate) X(s_next) X(c_in) X(c_noise)
 
@@ -37,7 +39,7 @@ constexpr int kSlots = 4;  // the x_from_0 ... x_from_3 of a row
 
 enum Op : int { kBegin, kEuler, kPredict, kCorrect, kLinear };
 
-enum Problem : int { kFine, kUnknownOp, kNeedsF, kNeedsSeeds, kNeedsDraw, kNeedsSlot };
+enum Problem : int { kFine, kUnknownOp, kNeedsF, kNeedsG, kNeedsScale, kNeedsSeeds, kNeedsDraw, kNeedsSlot };
 
 // One more than the highest slot a row reads or writes.
 EDM_HD int slots_used(const Row& row) {
@@ -61,6 +63,12 @@ EDM_HD Problem problem_of(const Row& row, const AdvanceCall& call) {
     }
     if (row.op != kBegin && call.F.address == 0) {
         return kNeedsF;
+    }
+    if (row.op != kBegin && row.guide_G != 0 && call.G.address == 0) {
+        return kNeedsG;
+    }
+    if (row.op != kBegin && row.rescale != 0 && call.guide_scale == 0) {
+        return kNeedsScale;
     }
     if (call.seeds == 0 && ((row.op == kBegin && call.latents.address == 0) || (noisy && call.eps.address == 0))) {
         return kNeedsSeeds;
@@ -109,10 +117,19 @@ EDM_HD Evaluation<P, T> evaluation_of(const Row& row) {
             static_cast<T>(row.slope_x), static_cast<T>(row.slope_D), static_cast<T>(row.slope_t)};
 }
 
-// D = c_skip * P(x_eval / s) + c_out * F, P being float32 unless the network is float64
-template <class P, class T, bool scaled>
-EDM_HD T denoised(const Evaluation<P, T>& at, T x_eval, P F, Flag<scaled> flag) {
-    return static_cast<T>(at.c_skip * static_cast<P>(divide(x_eval, at.s, flag)) + at.c_out * F);
+// D = c_skip * P(x_eval / s) + c_out * F, P being float32 unless the network is float64; or what is known of it
+template <class P, class T, bool scaled, bool partly>
+EDM_HD T denoised(const Evaluation<P, T>& at, T x_eval, P F, Flag<scaled> flag, const float* known, Flag<partly>) {
+    const T D = static_cast<T>(at.c_skip * static_cast<P>(divide(x_eval, at.s, flag)) + at.c_out * F);
+    return partly && *known == *known ? static_cast<T>(*known) : D;
+}
+
+// Calls body with both flags of `denoised`.
+template <class Io, class Body>
+EDM_HD void with_flags(const Row& row, const Io& io, const Body& body) {
+    with_flag(row.s != 1, [&](auto scaled) {
+        with_flag(io.call.known != 0, [&](auto partly) { body(scaled, partly); });
+    });
 }
 
 // slope = (slope_x * x_eval - slope_D * D) / slope_t
@@ -129,12 +146,14 @@ EDM_HD void euler(const Row& row, int n, Io& io, const T* x, T* next) {
     const bool keep = row.op == kPredict;
     P F_room[W];
     T slope_room[W];
-    const P* F = io.F(F_room);
+    float known_room[W];
+    const P* F = network_output<P, W>(row, n, io, F_room);
+    const float* known = io.known(known_room);
     T* slope = keep ? io.slot_out(0, slope_room) : slope_room;
-    with_flag(row.s != 1, [&](auto scaled) {
+    with_flags(row, io, [&](auto scaled, auto partly) {
         with_flag(row.slope_t != 1, [&](auto divided) {
             EDM_UNROLL EDM_SAME_INDEX for (int i = 0; i < n; ++i) {
-                slope[i] = slope_of(at, x[i], denoised(at, x[i], F[i], scaled), divided);
+                slope[i] = slope_of(at, x[i], denoised(at, x[i], F[i], scaled, known + i, partly), divided);
                 next[i] = x[i] + h * slope[i];
             }
         });
@@ -152,13 +171,16 @@ EDM_HD void correct(const Row& row, int n, Io& io, const T* x, T* next) {
     const auto w_0 = static_cast<T>(row.w_0), w_1 = static_cast<T>(row.w_1);
     P F_room[W];
     T slot_room[W];
-    const P* F = io.F(F_room);
+    float known_room[W];
+    const P* F = network_output<P, W>(row, n, io, F_room);
+    const float* known = io.known(known_room);
     const T* first = io.slot(0, slot_room);
-    with_flag(row.s != 1, [&](auto scaled) {
+    with_flags(row, io, [&](auto scaled, auto partly) {
         with_flag(row.slope_t != 1, [&](auto divided) {
             EDM_UNROLL EDM_SAME_INDEX for (int i = 0; i < n; ++i) {
                 const T x_eval = x[i] + h_predict * first[i];
-                const T slope = slope_of(at, x_eval, denoised(at, x_eval, F[i], scaled), divided);
+                const T D = denoised(at, x_eval, F[i], scaled, known + i, partly);
+                const T slope = slope_of(at, x_eval, D, divided);
                 next[i] = x[i] + h * (w_0 * first[i] + w_1 * slope);
             }
         });

@@ -24,8 +24,10 @@ struct AdvanceCall {
     Dtype state_dtype = kFloat64;
     std::uintptr_t x = 0, slots = 0;
     std::int64_t slot_count = 0;
-    Buffer F, net_in;
-    std::uintptr_t c_noise = 0, bad_row = 0;      // float32 [samples], int64 [samples]
+    Buffer F, G, net_in;                          // G in F's dtype
+    std::int64_t copies = 1;                      // of the network input: net_in and c_noise hold copies * samples
+    std::uintptr_t c_noise = 0, bad_row = 0;      // float32 [copies * samples], int64 [samples]
+    std::uintptr_t guide_scale = 0, known = 0;    // float64 [samples], float32 [samples, channels, pixels]
     std::uintptr_t seeds = 0;                     // uint64 [samples]
     Buffer latents, eps;                          // strides unused
     std::int64_t draws = 0;                       // how many eps holds
@@ -35,16 +37,17 @@ EDM_HD std::int64_t offset_of(const Buffer& t, std::int64_t b, std::int64_t c, s
     return b * t.batch + c * t.channel + p * t.pixel;
 }
 
-// Where planes follow each other without a gap in F and net_in, a sample is one long plane.
+// Where planes follow each other without a gap in F, G and net_in, a sample is one long plane.
 EDM_HD void fold_channels(AdvanceCall& call) {
     const auto dense = [&](const Buffer& t) {
         return t.address == 0 || call.channels == 1 || t.channel == call.pixels * t.pixel;
     };
     if (call.pixels == 1) {                       // one pixel: its stride says nothing
         call.F.pixel = call.F.channel;
+        call.G.pixel = call.G.channel;
         call.net_in.pixel = call.net_in.channel;
     }
-    if (dense(call.F) && dense(call.net_in)) {
+    if (dense(call.F) && dense(call.G) && dense(call.net_in)) {
         call.pixels *= call.channels;
         call.channels = 1;
     }

@@ -1,5 +1,6 @@
-// `advance` on a CUDA device: one launch, four elements a thread, noise drawn in registers. The
-// arithmetic is advance.h; this file only says where the elements lie.
+// `advance` on a CUDA device: one launch, four elements a thread, noise drawn in registers (and one
+// launch before it where guidance may rescale). The arithmetic is advance.h and guide.h; this file
+// only says where the elements lie.
 #include "advance.h"
 #include "advance_op.h"
 #include "cuda_common.cuh"
@@ -37,9 +38,21 @@ struct DeviceIo {
     }
     template <class P>
     EDM_DEVICE const P* F(P (&room)[kLanes]) const {
-        load_F(room);
+        load_output(call.F, room);
         return room;
     }
+    template <class P>
+    EDM_DEVICE const P* G(P (&room)[kLanes]) const {
+        load_output(call.G, room);
+        return room;
+    }
+    EDM_DEVICE const float* known(float (&room)[kLanes]) const {
+        if (call.known != 0) {
+            load4(reinterpret_cast<const float*>(call.known) + b * size() + element, 1, lanes, room);
+        }
+        return room;
+    }
+    EDM_DEVICE double guide_scale() const { return reinterpret_cast<const double*>(call.guide_scale)[b]; }
 
     EDM_DEVICE T* x_out(T (&room)[kLanes]) const { return room; }
     EDM_DEVICE T* slot_out(int, T (&room)[kLanes]) const { return room; }
@@ -50,38 +63,42 @@ struct DeviceIo {
     EDM_DEVICE void store_x(const T* from) const { store4(x_at(), 1, lanes, from); }
     EDM_DEVICE void store_slot(int j, const T* from) const { store4(slot_at(j), 1, lanes, from); }
 
-    EDM_DEVICE void load_F(double (&to)[kLanes]) const {
-        load4(pointer<const double>(call.F, offset_of(call.F, b, c, first)), call.F.pixel, lanes, to);
+    EDM_DEVICE void load_output(const Buffer& t, double (&to)[kLanes]) const {
+        load4(pointer<const double>(t, offset_of(t, b, c, first)), t.pixel, lanes, to);
     }
 
-    EDM_DEVICE void load_F(float (&to)[kLanes]) const {
-        const std::int64_t at = offset_of(call.F, b, c, first);
-        if (call.F.dtype == kFloat32) {
-            load4(pointer<const float>(call.F, at), call.F.pixel, lanes, to);
+    EDM_DEVICE void load_output(const Buffer& t, float (&to)[kLanes]) const {
+        const std::int64_t at = offset_of(t, b, c, first);
+        if (t.dtype == kFloat32) {
+            load4(pointer<const float>(t, at), t.pixel, lanes, to);
             return;
         }
         std::uint16_t half[kLanes];
-        load4(pointer<const std::uint16_t>(call.F, at), call.F.pixel, lanes, half);
-        const bool f16 = call.F.dtype == kFloat16;
+        load4(pointer<const std::uint16_t>(t, at), t.pixel, lanes, half);
+        const bool f16 = t.dtype == kFloat16;
 #pragma unroll
         for (int i = 0; i < kLanes; ++i) to[i] = f16 ? f16_to_float(half[i]) : bf16_to_float(half[i]);
     }
 
-    EDM_DEVICE void store_net(const double* v) const {
-        store4(pointer<double>(call.net_in, offset_of(call.net_in, b, c, first)), call.net_in.pixel, lanes, v);
+    template <class S>
+    EDM_DEVICE void store_copies(const S* from) const {
+        for (std::int64_t j = 0; j < call.copies; ++j) {
+            const std::int64_t at = offset_of(call.net_in, b + j * call.samples, c, first);
+            store4(pointer<S>(call.net_in, at), call.net_in.pixel, lanes, from);
+        }
     }
 
+    EDM_DEVICE void store_net(const double* v) const { store_copies(v); }
     EDM_DEVICE void store_net(const float* v) const {
-        const std::int64_t at = offset_of(call.net_in, b, c, first);
         if (call.net_in.dtype == kFloat32) {
-            store4(pointer<float>(call.net_in, at), call.net_in.pixel, lanes, v);
+            store_copies(v);
             return;
         }
         std::uint16_t half[kLanes];
         const bool f16 = call.net_in.dtype == kFloat16;
 #pragma unroll
         for (int i = 0; i < kLanes; ++i) half[i] = f16 ? float_to_f16(v[i]) : float_to_bf16(v[i]);
-        store4(pointer<std::uint16_t>(call.net_in, at), call.net_in.pixel, lanes, half);
+        store_copies(half);
     }
 
     EDM_DEVICE void latents(T (&z)[kLanes]) const { noise(call.latents, b, 0, z); }
@@ -118,7 +135,7 @@ EDM_DEVICE void report(const AdvanceCall& call, std::int64_t b, std::int64_t row
     }
 }
 
-// The sample's row into shared memory, so that its 36 numbers cost one round trip; false: not one to carry out.
+// The sample's row into shared memory, so that its 39 numbers cost one round trip; false: not one to carry out.
 EDM_DEVICE bool fetch_row(const AdvanceCall& call, std::int64_t which, Row& row) {
     if (which < 0 || which >= call.rows) {
         return false;
@@ -151,10 +168,73 @@ __global__ void __launch_bounds__(256, 1) advance_kernel(const __grid_constant__
             bad |= advance_run<T, kLanes>(row, kLanes, run.low, run.high, io);
         }
     }
-    if (tile == 0 && first && row.evaluate != 0) {
-        reinterpret_cast<float*>(call.c_noise)[b] = static_cast<float>(row.c_noise);
+    for (std::int64_t j = 0; j < call.copies && tile == 0 && first && row.evaluate != 0; ++j) {
+        reinterpret_cast<float*>(call.c_noise)[b + j * call.samples] = static_cast<float>(row.c_noise);
     }
     if (__syncthreads_or(bad) && first) report(call, b, which);
+}
+
+// One element of a network output.
+struct ElementIo {
+    const AdvanceCall& call;
+    std::int64_t b, c, pixel;
+
+    template <class P>
+    EDM_DEVICE const P* F(P (&room)[1]) const { return read(call.F, room); }
+    template <class P>
+    EDM_DEVICE const P* G(P (&room)[1]) const { return read(call.G, room); }
+
+    EDM_DEVICE const double* read(const Buffer& t, double (&room)[1]) const {
+        room[0] = *pointer<const double>(t, offset_of(t, b, c, pixel));
+        return room;
+    }
+    EDM_DEVICE const float* read(const Buffer& t, float (&room)[1]) const {
+        const std::int64_t at = offset_of(t, b, c, pixel);
+        if (t.dtype == kFloat32) {
+            room[0] = *pointer<const float>(t, at);
+        } else {
+            const std::uint16_t half = *pointer<const std::uint16_t>(t, at);
+            room[0] = t.dtype == kFloat16 ? f16_to_float(half) : bf16_to_float(half);
+        }
+        return room;
+    }
+};
+
+// What one lane of guide.h sums of a sample.
+template <class P>
+EDM_DEVICE GuideSums lane_sums(const AdvanceCall& call, const Row& row, std::int64_t b, unsigned lane) {
+    GuideSums sums{};
+    for (std::int64_t e = lane; e < call.channels * call.pixels; e += kGuideLanes) {
+        const ElementIo io{call, b, e / call.pixels, e % call.pixels};
+        P plain_room[1], guided_room[1];
+        const double plain = *io.F(plain_room), seen = *guided<P, 1>(row, 1, io, guided_room);
+        sums = added(sums, {plain, plain * plain, seen, seen * seen});
+    }
+    return sums;
+}
+
+// The scale of one sample a block, one lane a thread; rows that do not rescale leave it as it is.
+__global__ void __launch_bounds__(kGuideLanes, 1) guide_scale_kernel(const __grid_constant__ AdvanceCall call) {
+    __shared__ Row row;
+    __shared__ GuideSums lanes[kGuideLanes];
+    const std::int64_t b = blockIdx.x;
+    const std::int64_t which = reinterpret_cast<const std::int64_t*>(call.base_row)[b] + call.k;
+    if (!fetch_row(call, which, row) || row.op == kBegin || row.rescale == 0) {
+        return;
+    }
+    const unsigned lane = threadIdx.x;
+    lanes[lane] = call.F.dtype == kFloat64 ? lane_sums<double>(call, row, b, lane) : lane_sums<float>(call, row, b, lane);
+    for (unsigned width = kGuideLanes / 2; width > 0; width /= 2) {
+        __syncthreads();
+        GuideSums pair{};
+        if (lane < width) pair = added(lanes[2 * lane], lanes[2 * lane + 1]);
+        __syncthreads();
+        if (lane < width) lanes[lane] = pair;
+    }
+    if (lane == 0) {
+        const auto elements = static_cast<double>(call.channels * call.pixels);
+        reinterpret_cast<double*>(call.guide_scale)[b] = guide_scale(lanes[0], elements, row.rescale);
+    }
 }
 
 }  // namespace
@@ -168,6 +248,9 @@ void advance_cuda(AdvanceCall call, int device, std::uintptr_t stream) {
     const unsigned planes = call.channels < 4 ? static_cast<unsigned>(call.channels) : 4;
     const dim3 threads(planes == 1 ? kThreads : kThreads / 2, planes);
     const std::int64_t tiles = (run_count(call.channels, call.pixels, kLanes) - 1) / threads.x + 1;
+    if (call.guide_scale != 0) {
+        launch("guide_scale", guide_scale_kernel, call.samples, dim3(kGuideLanes), device, stream, call);
+    }
     launch("advance", call.state_dtype == kFloat64 ? advance_kernel<double> : advance_kernel<float>,
            call.samples * tiles, threads, device, stream, call, tiles);
 }

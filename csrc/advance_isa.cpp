@@ -57,7 +57,7 @@ void narrow(const float* __restrict__ from, Dtype dtype, int n, std::uint16_t* _
 
 // The planes of one run of interleaved pixels, as floats.
 struct Planes {
-    float F[kMostInterleaved][W], net[kMostInterleaved][W];
+    float F[kMostInterleaved][W], G[kMostInterleaved][W], net[kMostInterleaved][W];
 };
 
 // Interleaved pixels are converted as they lie and then taken apart, whole pixels at a time: a known stride vectorises,
@@ -102,21 +102,27 @@ struct CpuIo {
 
     const T* x(T (&)[W]) const { return x_at(); }
     const T* slot(int j, T (&)[W]) const { return slot_at(j); }
-    const double* F(double (&room)[W]) const {
-        gather(pointer<const double>(call.F, offset_of(call.F, b, c, pixel)), call.F.pixel, n, room);
+    const double* F(double (&room)[W]) const { return output(call.F, room); }
+    const double* G(double (&room)[W]) const { return output(call.G, room); }
+    const float* F(float (&room)[W]) const { return planes != nullptr ? planes->F[c] : output(call.F, room); }
+    const float* G(float (&room)[W]) const { return planes != nullptr ? planes->G[c] : output(call.G, room); }
+    const float* known(float (&)[W]) const {
+        return reinterpret_cast<const float*>(call.known) + b * size() + element;
+    }
+    double guide_scale() const { return reinterpret_cast<const double*>(call.guide_scale)[b]; }
+
+    const double* output(const Buffer& t, double (&room)[W]) const {
+        gather(pointer<const double>(t, offset_of(t, b, c, pixel)), t.pixel, n, room);
         return room;
     }
-    const float* F(float (&room)[W]) const {
-        if (planes != nullptr) {
-            return planes->F[c];
-        }
-        const std::int64_t offset = offset_of(call.F, b, c, pixel);
-        if (call.F.dtype == kFloat32) {
-            gather(pointer<const float>(call.F, offset), call.F.pixel, n, room);
+    const float* output(const Buffer& t, float (&room)[W]) const {
+        const std::int64_t offset = offset_of(t, b, c, pixel);
+        if (t.dtype == kFloat32) {
+            gather(pointer<const float>(t, offset), t.pixel, n, room);
         } else {
             std::uint16_t half[W];
-            gather(pointer<const std::uint16_t>(call.F, offset), call.F.pixel, n, half);
-            widen(half, call.F.dtype, n, room);
+            gather(pointer<const std::uint16_t>(t, offset), t.pixel, n, half);
+            widen(half, t.dtype, n, room);
         }
         return room;
     }
@@ -127,20 +133,24 @@ struct CpuIo {
     float* net_out(float (&room)[W]) const { return planes != nullptr ? planes->net[c] : room; }
     void store_x(const T*) const {}
     void store_slot(int, const T*) const {}
-    void store_net(const double* v) const {
-        scatter(v, call.net_in.pixel, n, pointer<double>(call.net_in, offset_of(call.net_in, b, c, pixel)));
+    template <class S>
+    void scatter_copies(const S* v) const {
+        for (std::int64_t j = 0; j < call.copies; ++j) {
+            const std::int64_t offset = offset_of(call.net_in, b + j * call.samples, c, pixel);
+            scatter(v, call.net_in.pixel, n, pointer<S>(call.net_in, offset));
+        }
     }
+    void store_net(const double* v) const { scatter_copies(v); }
     void store_net(const float* v) const {
         if (planes != nullptr) {
             return;
         }
-        const std::int64_t offset = offset_of(call.net_in, b, c, pixel);
         if (call.net_in.dtype == kFloat32) {
-            scatter(v, call.net_in.pixel, n, pointer<float>(call.net_in, offset));
+            scatter_copies(v);
         } else {
             std::uint16_t half[W];
             narrow(v, call.net_in.dtype, n, half);
-            scatter(half, call.net_in.pixel, n, pointer<std::uint16_t>(call.net_in, offset));
+            scatter_copies(half);
         }
     }
 
@@ -192,7 +202,7 @@ bool interleaved(const AdvanceCall& call, int channels) {
     const auto fits = [&](const Buffer& t) {
         return t.address == 0 || (t.dtype != kFloat64 && t.channel == 1 && t.pixel == channels);
     };
-    return call.channels == channels && call.pixels % 4 == 0 && fits(call.F) && fits(call.net_in);
+    return call.channels == channels && call.pixels % 4 == 0 && fits(call.F) && fits(call.G) && fits(call.net_in);
 }
 
 template <int C, class T>
@@ -201,10 +211,13 @@ bool advance_interleaved(const AdvanceCall& call, const Row& row, std::int64_t b
     const CpuIo<T> io = io_of<T>(call, b, 0, index, &planes);
     if (row.op != kBegin) {
         take_apart<C>(call.F, offset_of(call.F, b, 0, io.pixel), io.n, planes.F);
+        if (row.guide_G != 0) {
+            take_apart<C>(call.G, offset_of(call.G, b, 0, io.pixel), io.n, planes.G);
+        }
     }
     const bool bad = advance_planes<T>(call, row, b, index, &planes);
-    if (row.evaluate != 0) {
-        put_together<C>(planes.net, io.n, call.net_in, offset_of(call.net_in, b, 0, io.pixel));
+    for (std::int64_t j = 0; j < call.copies && row.evaluate != 0; ++j) {
+        put_together<C>(planes.net, io.n, call.net_in, offset_of(call.net_in, b + j * call.samples, 0, io.pixel));
     }
     return bad;
 }
@@ -216,7 +229,54 @@ bool advance_unit(const AdvanceCall& call, const Row& row, std::int64_t b, std::
                                   : advance_planes<T>(call, row, b, index, nullptr);
 }
 
+// Adds a run of one plane to the lanes of its sample.
+template <class P>
+void add_to_lanes(const AdvanceCall& call, const Row& row, std::int64_t b, std::int64_t c, std::int64_t index,
+                  GuideSums (&lanes)[kGuideLanes]) {
+    const CpuIo<double> io = io_of<double>(call, b, c, index, nullptr);
+    if (io.n <= 0) {
+        return;
+    }
+    P plain_room[W], guided_room[W];
+    const P* plain = io.F(plain_room);
+    const P* seen = guided<P, W>(row, io.n, io, guided_room);
+    for (int i = 0; i < io.n; ++i) {
+        const double a = static_cast<double>(plain[i]), b_ = static_cast<double>(seen[i]);
+        GuideSums& lane = lanes[(io.element + i) % kGuideLanes];
+        lane = added(lane, {a, a * a, b_, b_ * b_});
+    }
+}
+
+void find_scale(const AdvanceCall& call, const Row& row, std::int64_t b) {
+    GuideSums lanes[kGuideLanes] = {};
+    const std::int64_t runs = run_count(call.channels, call.pixels, W);
+    for (std::int64_t c = 0; c < call.channels; ++c) {
+        for (std::int64_t index = 0; index < runs; ++index) {
+            if (call.F.dtype == kFloat64) {
+                add_to_lanes<double>(call, row, b, c, index, lanes);
+            } else {
+                add_to_lanes<float>(call, row, b, c, index, lanes);
+            }
+        }
+    }
+    for (int width = kGuideLanes / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) lanes[i] = added(lanes[2 * i], lanes[2 * i + 1]);
+    }
+    const auto elements = static_cast<double>(call.channels * call.pixels);
+    reinterpret_cast<double*>(call.guide_scale)[b] = guide_scale(lanes[0], elements, row.rescale);
+}
+
 }  // namespace
+
+void EDM_JOIN(guide_scales_, EDM_ISA)(const AdvanceCall& call, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t b = begin; b < end; ++b) {
+        const auto which = reinterpret_cast<const std::int64_t*>(call.base_row)[b] + call.k;
+        const Row& row = reinterpret_cast<const Row*>(call.table)[which];
+        if (row.op != kBegin && row.rescale != 0) {
+            find_scale(call, row, b);
+        }
+    }
+}
 
 // A unit is one run of every plane of a sample, so that a channels_last line is read while it is in the cache.
 void EDM_JOIN(advance_units_, EDM_ISA)(const AdvanceCall& call, std::int64_t begin, std::int64_t end) {
@@ -228,8 +288,8 @@ void EDM_JOIN(advance_units_, EDM_ISA)(const AdvanceCall& call, std::int64_t beg
         const Row& row = reinterpret_cast<const Row*>(call.table)[which];
         const bool bad = call.state_dtype == kFloat64 ? advance_unit<double>(call, row, b, index)
                                                       : advance_unit<float>(call, row, b, index);
-        if (index == 0 && row.evaluate != 0) {
-            reinterpret_cast<float*>(call.c_noise)[b] = static_cast<float>(row.c_noise);
+        for (std::int64_t j = 0; j < call.copies && index == 0 && row.evaluate != 0; ++j) {
+            reinterpret_cast<float*>(call.c_noise)[b + j * call.samples] = static_cast<float>(row.c_noise);
         }
         // Atomic because another thread may hold another run of this sample; all write the same row.
         if (bad && __atomic_load_n(&bad_row[b], __ATOMIC_RELAXED) < 0) {

@@ -65,10 +65,12 @@ EDM_HD void linear_start(const Row& r, int n, Io& io, const T* x, T* next, T (&k
     };
     if (next_D.used || (r.keep_slot >= 0 && keep_D.used) || (r.store_slot >= 0 && store_D.used)) {
         P room[W];
-        const P* F = io.F(room);
+        float known_room[W];
+        const P* F = network_output<P, W>(r, n, io, room);
+        const float* known = io.known(known_room);
         const auto at = evaluation_of<P, T>(r);
-        with_flag(r.s != 1, [&](auto scaled) {
-            start_all([&](int i, T value) { return denoised(at, value, F[i], scaled); });
+        with_flags(r, io, [&](auto scaled, auto partly) {
+            start_all([&](int i, T value) { return denoised(at, value, F[i], scaled, known + i, partly); });
         });
     } else {
         start_all([](int, T) { return T(0); });

@@ -49,6 +49,8 @@ const char* explain(Problem problem) {
         case kFine: return nullptr;
         case kUnknownOp: return "its op is unknown";
         case kNeedsF: return "it consumes a network output, but F is None";
+        case kNeedsG: return "it is guided, but G is None";
+        case kNeedsScale: return "it rescales, but guide_scale is not allocated";
         case kNeedsSeeds: return "it draws noise, but there are neither seeds nor a buffer";
         case kNeedsDraw: return "its draw is negative or beyond the noise buffer";
         case kNeedsSlot: return "it uses a slot that is not allocated";
@@ -74,16 +76,20 @@ void check_rows(const AdvanceCall& call) {
     }
 }
 
-AdvanceUnits find_units(const std::string& isa) {
+struct Loops {
+    AdvanceUnits units, scales;
+};
+
+Loops find_loops(const std::string& isa) {
     std::string allowed = "\"auto\"";
     for (const std::string& name : normal_isas()) {
         allowed += ", \"" + name + "\"";
         if (isa == "auto" || isa == name) {
 #ifdef EDM_X86_64
-            if (name == "avx512") return advance_units_avx512;
-            if (name == "avx2") return advance_units_avx2;
+            if (name == "avx512") return {advance_units_avx512, guide_scales_avx512};
+            if (name == "avx2") return {advance_units_avx2, guide_scales_avx2};
 #endif
-            return advance_units_generic;
+            return {advance_units_generic, guide_scales_generic};
         }
     }
     throw std::invalid_argument("isa must be one of " + allowed + " on this machine, got \"" + isa + "\"");
@@ -116,6 +122,12 @@ void check_call(const AdvanceCall& call) {
     require_address("c_noise", call.c_noise, 4, false);
     require_address("seeds", call.seeds, 8, true);
     require_network("F", call.F, true);
+    require_network("G", call.G, true);
+    require(call.G.address == 0 || call.G.dtype == call.F.dtype, "G must have the dtype of F");
+    require(call.copies >= 1 && call.copies <= most / (call.samples > 0 ? call.samples : 1),
+            "copies must be from 1, and not overflow, got " + std::to_string(call.copies));
+    require_address("guide_scale", call.guide_scale, 8, true);
+    require_address("known", call.known, 4, true);
     require_network("net_in", call.net_in, false);
     require_noise("latents", call.latents);
     require_noise("eps", call.eps);
@@ -123,7 +135,7 @@ void check_call(const AdvanceCall& call) {
 
 void advance_cpu(AdvanceCall call, std::int64_t threads, const std::string& isa) {
     require(threads >= 1 && threads <= 1024, "threads must be in [1, 1024], got " + std::to_string(threads));
-    const AdvanceUnits units = find_units(isa);
+    const Loops loops = find_loops(isa);
     if (call.samples == 0 || call.channels == 0 || call.pixels == 0) {
         return;
     }
@@ -132,8 +144,12 @@ void advance_cpu(AdvanceCall call, std::int64_t threads, const std::string& isa)
     const std::int64_t useful = call.samples * call.channels * call.pixels / kElementsPerThread;
     fold_channels(call);
     const std::int64_t total = call.samples * run_count(call.channels, call.pixels, kCpuRun);
-    parallel_ranges(total, useful < threads ? useful : threads,
-                    [&](std::int64_t begin, std::int64_t end) { units(call, begin, end); });
+    const std::int64_t workers = useful < threads ? useful : threads;
+    if (call.guide_scale != 0) {
+        parallel_ranges(call.samples, workers,
+                        [&](std::int64_t begin, std::int64_t end) { loops.scales(call, begin, end); });
+    }
+    parallel_ranges(total, workers, [&](std::int64_t begin, std::int64_t end) { loops.units(call, begin, end); });
 }
 
 }  // namespace edm

@@ -18,6 +18,11 @@ void advance_units_generic(const AdvanceCall&, std::int64_t, std::int64_t);
 void advance_units_avx2(const AdvanceCall&, std::int64_t, std::int64_t);
 void advance_units_avx512(const AdvanceCall&, std::int64_t, std::int64_t);
 
+// The scales of samples [begin, end) whose rows rescale what guidance made; before their units.
+void guide_scales_generic(const AdvanceCall&, std::int64_t, std::int64_t);
+void guide_scales_avx2(const AdvanceCall&, std::int64_t, std::int64_t);
+void guide_scales_avx512(const AdvanceCall&, std::int64_t, std::int64_t);
+
 // Names of a table's columns in the order this build reads them.
 std::vector<std::string> row_columns();
 

@@ -36,7 +36,8 @@ void register_advance_call(py::module_& m) {
     EDM_PROPERTY(samples) EDM_PROPERTY(channels) EDM_PROPERTY(pixels)
     EDM_PROPERTY(table) EDM_PROPERTY(base_row) EDM_PROPERTY(rows) EDM_PROPERTY(k)
     EDM_PROPERTY(state_dtype) EDM_PROPERTY(x) EDM_PROPERTY(slots) EDM_PROPERTY(slot_count)
-    EDM_PROPERTY(F) EDM_PROPERTY(net_in) EDM_PROPERTY(c_noise) EDM_PROPERTY(bad_row)
+    EDM_PROPERTY(F) EDM_PROPERTY(G) EDM_PROPERTY(net_in) EDM_PROPERTY(copies) EDM_PROPERTY(c_noise)
+    EDM_PROPERTY(bad_row) EDM_PROPERTY(guide_scale) EDM_PROPERTY(known)
     EDM_PROPERTY(seeds) EDM_PROPERTY(latents) EDM_PROPERTY(eps) EDM_PROPERTY(draws)
 #undef EDM_PROPERTY
 }

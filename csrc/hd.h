@@ -57,4 +57,12 @@ EDM_HD float sqrt_rn(float x) {
 #endif
 }
 
+EDM_HD double sqrt_rn(double x) {
+#ifdef __CUDA_ARCH__
+    return __dsqrt_rn(x);
+#else
+    return __builtin_sqrt(x);
+#endif
+}
+
 }  // namespace edm

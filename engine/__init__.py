@@ -5,10 +5,11 @@ denoiser = engine.load("fashion-mnist")
 images = engine.sample(denoiser, seeds=range(64), class_labels=3)
 """
 
-from . import backends, networks, noise, preconditioning, samplers
-from .api import Engine, NonFiniteError, invert, sample
+from . import backends, guidance, networks, noise, preconditioning, samplers
+from .api import invert, sample
 from .checkpoints import load, save
 from .denoiser import Denoiser
+from .engine import Engine, NonFiniteError
 from .images import save_grid, save_png, to_uint8
 from .plan import Plan
 from .samplers import Sampler
@@ -22,6 +23,7 @@ __all__ = [
     "Plan",
     "Sampler",
     "backends",
+    "guidance",
     "invert",
     "load",
     "networks",

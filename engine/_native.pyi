@@ -53,9 +53,13 @@ class AdvanceCall:
     slots: int
     slot_count: int
     F: Buffer
+    G: Buffer
     net_in: Buffer
+    copies: int
     c_noise: int
     bad_row: int
+    guide_scale: int
+    known: int
     seeds: int
     latents: Buffer
     eps: Buffer

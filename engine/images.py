@@ -22,6 +22,25 @@ def save_png(image: Tensor, path: Path) -> None:
         _pillow(image).save(temporary, format="png")
 
 
+def load_pngs(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
+    """A PNG, or all of a folder in the order of their names: float32 [N, *shape] in [-1, 1], and the names.
+
+    shape: (1 or 3, H, W). Raises ValueError for a size other than that, and for a folder without any.
+    """
+    paths = sorted(path.glob("*.png")) if path.is_dir() else [path]
+    if not paths:
+        raise ValueError(f"{path} holds no .png files")
+    images = []
+    for each in paths:
+        with Image.open(each) as opened:
+            pixels = np.asarray(opened.convert("L" if shape[0] == 1 else "RGB"))
+        image = torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
+        if tuple(image.shape) != tuple(shape):
+            raise ValueError(f"{each} is {list(image.shape)}; allowed: {list(shape)}")
+        images.append((image.to(torch.float32) - 127.5) / 127.5)
+    return torch.stack(images), [each.name for each in paths]
+
+
 def save_grid(
     images: Tensor,
     path: Path | str,

@@ -1,8 +1,10 @@
 """Job: what one call of ``sample`` asks for, checked before any work and cut into batches."""
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -16,7 +18,20 @@ from .torch_noise import ORDERS, TorchStream
 
 Seeds = Sequence[int] | Tensor | range
 NOISES = ("philox", *ORDERS)
+_OFFSET_DRAW = 2**63 - 2  # of a seed: its offset noise, one number a channel
 Labels = int | Sequence[int] | Tensor | None
+
+
+class Asked(TypedDict, total=False):
+    """What one call asks for; `engine.sample` says what each is."""
+
+    seeds: Seeds | None
+    latents: Tensor | None
+    noise: str | Tensor
+    class_labels: Labels
+    image: Tensor | None
+    mask: Tensor | None
+    offset_noise: float
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,8 @@ class Job:
     """N samples: seeds or latents [N, C, *spatial], one-hot labels [N, label_dim], churn noise [draws, N, ...].
 
     positions: where each sample stands in what the caller asked for. stream: draws the seeds' noise instead of Philox.
-    start: what is added to the latents, an image in their units.
+    start: what is added to the latents, an image in their units. known: what D is known to be, NaN where it is not.
+    offset: standard deviation of noise that is the same for a whole channel of the latents.
     """
 
     positions: tuple[int, ...]
@@ -35,67 +51,60 @@ class Job:
     labels: Tensor | None
     stream: TorchStream | None = None
     start: Tensor | None = None
+    known: Tensor | None = None
+    offset: float = 0.0
 
     @classmethod
     def check(
         cls,
         denoiser: Denoiser,
         plan: Plan,
-        seeds: Seeds | None,
-        latents: Tensor | None,
-        noise: str | Tensor,
-        labels: Labels,
         device: torch.device,
+        *,
+        seeds: Seeds | None = None,
+        latents: Tensor | None = None,
+        noise: str | Tensor = "philox",
+        class_labels: Labels = None,
         image: Tensor | None = None,
+        mask: Tensor | None = None,
+        offset_noise: float = 0.0,
     ) -> "Job":
         """Raises ValueError in one line naming the argument, what was given and what is allowed."""
         shape = denoiser.img_shape
         checked_seeds = None if seeds is None else _seeds(seeds)
-        if checked_seeds is None and latents is None:
-            raise ValueError("seeds and latents are both None; give one seed a sample, or latents [N, C, *spatial]")
-        if latents is not None and not isinstance(latents, Tensor):
-            raise ValueError(f"latents is a {type(latents).__name__}; allowed: a tensor [N, C, *spatial]")
-        given = 0 if latents is None or latents.dim() == 0 else len(latents)
-        count = given if checked_seeds is None else len(checked_seeds)
-        if latents is not None and (tuple(latents.shape) != (count, *shape) or count == 0):
-            raise ValueError(f"latents has shape {list(latents.shape)}; allowed: {[count or 'N', *shape]}, N from 1")
-        if not isinstance(noise, Tensor) and not (isinstance(noise, str) and noise in NOISES):
-            named = ", ".join(map(repr, NOISES))
-            raise ValueError(f"noise is {noise!r}; allowed: {named} or a tensor [draws, N, C, *spatial]")
-        if image is not None and not (isinstance(image, Tensor) and tuple(image.shape) == (count, *shape)):
-            what = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f"image has shape {what}; allowed: a tensor {[count, *shape]}")
-        draws = noise if isinstance(noise, Tensor) else None
-        stream = None
-        if isinstance(noise, str) and noise in ORDERS:
-            stream = TorchStream.of(noise, plan, denoiser.label_dim)
-        if stream is not None and (checked_seeds is None or latents is not None):
-            raise ValueError(f"noise is {noise!r}, which draws latents from seeds; allowed: seeds, and latents=None")
-        if draws is not None:
-            if draws.dim() == 0 or draws.shape[0] < plan.draws or tuple(draws.shape[1:]) != (count, *shape):
-                raise ValueError(
-                    f"noise has shape {list(draws.shape)}; allowed: {[plan.draws, count, *shape]}, or more draws"
-                )
-        elif plan.stochastic and checked_seeds is None:
-            raise ValueError("seeds is None; a sampler that adds noise needs seeds, or a noise tensor")
-        if labels is None and stream is not None and checked_seeds is not None and denoiser.label_dim:
-            labels = stream.labels(checked_seeds, shape, device)
-        one_hot = _labels(labels, count, denoiser, checked_seeds)
-        start = None if image is None else image.double() * (plan.s_begin / plan.rows[0].begin_scale)
-        return cls(tuple(range(count)), shape, checked_seeds, latents, draws, one_hot, stream, start)
+        count = _count(checked_seeds, latents, shape)
+        draws, stream = _noise(noise, plan, denoiser, checked_seeds, latents, count)
+        if class_labels is None and stream is not None and checked_seeds is not None and denoiser.label_dim:
+            class_labels = stream.labels(checked_seeds, shape, device)
+        if not (isinstance(offset_noise, int | float) and 0 <= offset_noise < math.inf):
+            raise ValueError(f"offset_noise is {offset_noise!r}; allowed: a number from 0")
+        if offset_noise and checked_seeds is None:
+            raise ValueError(f"offset_noise is {offset_noise!r}, which is drawn from seeds, and seeds is None")
+        return cls(
+            positions=tuple(range(count)),
+            shape=shape,
+            seeds=checked_seeds,
+            latents=latents,
+            noise=draws,
+            labels=_labels(class_labels, count, denoiser, checked_seeds),
+            stream=stream,
+            start=_start(image, (count, *shape), plan),
+            known=_known(image, mask, (count, *shape)),
+            offset=float(offset_noise),
+        )
 
     def take(self, samples: Sequence[int]) -> "Job":
         """The job of some samples only."""
         index = list(samples)
-        return Job(
+        return replace(
+            self,
             positions=tuple(self.positions[i] for i in index),
-            shape=self.shape,
             seeds=None if self.seeds is None else tuple(self.seeds[i] for i in index),
             latents=None if self.latents is None else self.latents[index],
             noise=None if self.noise is None else self.noise[:, index],
             labels=None if self.labels is None else self.labels[index],
-            stream=self.stream,
             start=None if self.start is None else self.start[index],
+            known=None if self.known is None else self.known[index],
         )
 
     def batches(self, size: int) -> list["Job"]:
@@ -114,15 +123,85 @@ class Job:
         eps = None if self.noise is None else move(self.noise)
         if self.stream is not None and self.seeds is not None:
             latents, eps = self.stream.draw(self.seeds, self.shape, device)
-        if self.start is not None:
+        if self.start is not None or self.offset:
             unit = normals.normal(self.seeds or (), 0, self.shape, device=device) if latents is None else latents
-            latents = unit.double() + self.start.to(device)
+            latents = unit.double()
+        if self.start is not None and latents is not None:
+            latents = latents + self.start.to(device)
+        if self.offset and latents is not None:
+            channels = normals.normal(self.seeds or (), _OFFSET_DRAW, self.shape[:1], device=device).double()
+            latents = latents + self.offset * channels.reshape(*channels.shape, *[1] * (len(self.shape) - 1))
         seeds = None if self.seeds is None else seed_bits(self.seeds, device)
         return Noise(self.shape, seeds=seeds, latents=latents, eps=eps)
 
     def name(self, sample: int) -> str:
         """How to call a sample in a message."""
         return f"seed {self.seeds[sample]}" if self.seeds is not None else f"sample {self.positions[sample]}"
+
+
+def _count(seeds: tuple[int, ...] | None, latents: Tensor | None, shape: tuple[int, ...]) -> int:
+    """How many samples are asked for."""
+    if seeds is None and latents is None:
+        raise ValueError("seeds and latents are both None; give one seed a sample, or latents [N, C, *spatial]")
+    if latents is not None and not isinstance(latents, Tensor):
+        raise ValueError(f"latents is a {type(latents).__name__}; allowed: a tensor [N, C, *spatial]")
+    given = 0 if latents is None or latents.dim() == 0 else len(latents)
+    count = given if seeds is None else len(seeds)
+    if latents is not None and (tuple(latents.shape) != (count, *shape) or count == 0):
+        raise ValueError(f"latents has shape {list(latents.shape)}; allowed: {[count or 'N', *shape]}, N from 1")
+    return count
+
+
+def _noise(
+    noise: str | Tensor,
+    plan: Plan,
+    denoiser: Denoiser,
+    seeds: tuple[int, ...] | None,
+    latents: Tensor | None,
+    count: int,
+) -> tuple[Tensor | None, TorchStream | None]:
+    """The caller's own noise, or the published stream that was named; neither for Philox."""
+    if isinstance(noise, Tensor):
+        allowed = [plan.draws, count, *denoiser.img_shape]
+        if noise.dim() == 0 or noise.shape[0] < plan.draws or list(noise.shape[1:]) != allowed[1:]:
+            raise ValueError(f"noise has shape {list(noise.shape)}; allowed: {allowed}, or more draws")
+        return noise, None
+    if not (isinstance(noise, str) and noise in NOISES):
+        named = ", ".join(map(repr, NOISES))
+        raise ValueError(f"noise is {noise!r}; allowed: {named} or a tensor [draws, N, C, *spatial]")
+    if plan.stochastic and seeds is None:
+        raise ValueError("seeds is None; a sampler that adds noise needs seeds, or a noise tensor")
+    if noise not in ORDERS:
+        return None, None
+    if seeds is None or latents is not None:
+        raise ValueError(f"noise is {noise!r}, which draws latents from seeds; allowed: seeds, and latents=None")
+    return None, TorchStream.of(noise, plan, denoiser.label_dim)
+
+
+def _start(image: Tensor | None, shape: tuple[int, ...], plan: Plan) -> Tensor | None:
+    """What an image adds to the latents: it is in their units then, float64."""
+    if image is None:
+        return None
+    if not (isinstance(image, Tensor) and tuple(image.shape) == shape and bool(torch.isfinite(image).all())):
+        what = f"has shape {list(image.shape)}" if isinstance(image, Tensor) else f"is a {type(image).__name__}"
+        raise ValueError(f"image {what}; allowed: a tensor {list(shape)} of finite numbers")
+    return image.double() * (plan.s_begin / plan.rows[0].begin_scale)
+
+
+def _known(image: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """The image where mask is true, NaN elsewhere, float32."""
+    if mask is None:
+        return None
+    if image is None:
+        raise ValueError("mask is given, and image is None; allowed: both, or no mask")
+    try:
+        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.expand(shape) is not None
+    except RuntimeError:
+        fits = False
+    if not fits:
+        what = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise ValueError(f"mask is {what}; allowed: a bool tensor that broadcasts to {list(shape)}")
+    return torch.where(mask.to(image.device), image.to(torch.float32), torch.nan).expand(shape)
 
 
 def _seeds(seeds: Seeds) -> tuple[int, ...]:

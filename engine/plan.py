@@ -34,7 +34,10 @@ SLOTS = 4  # state-sized buffers a plan may use at most: a slope, a base point, 
 class Row:
     """One row. Arithmetic, per element and in this order (x_eval is where F was evaluated):
 
+        F      = guide_F * F + guide_G * G           if ``guide_G``, in float32: guidance; G is the other evaluation
+        F      = F * scale                           if ``rescale``; scale from `reference.guide_scale`
         D      = c_skip * float32(x_eval / s) + c_out * F                        in float32
+        D      = known, where that is a number       if the state has ``known``: inpainting
         slope  = (slope_x * x_eval - slope_D * D) / slope_t                      in the state dtype, as all below
         x      = the op's update
         x      = ratio * x + std * eps(draw)                                     churn, not after PREDICT
@@ -52,6 +55,9 @@ class Row:
     sigma: float = math.nan  # noise level of the evaluation this row consumes; for people, not for arithmetic
     c_skip: float = 0.0
     c_out: float = 0.0
+    guide_F: float = 1.0
+    guide_G: float = 0.0
+    rescale: float = 0.0
     s: float = 1.0
     begin_scale: float = 0.0
     slope_x: float = 1.0
@@ -95,6 +101,9 @@ X_FROM, KEEP_FROM, STORE_FROM = (
 )
 
 
+Guide = Callable[[float], dict[str, float]]
+
+
 class Sampler(ABC):
     """What to compute, a small frozen record of what the user chooses; bound to a preconditioning it becomes a plan."""
 
@@ -128,11 +137,13 @@ class Plan:
     Raises ValueError when a row breaks an invariant: a sampler that fills its table wrongly does not run.
     """
 
-    def __init__(self, sampler: Sampler, preconditioning: Preconditioning) -> None:
+    def __init__(self, sampler: Sampler, preconditioning: Preconditioning, guide: Guide | None = None) -> None:
         self.sampler, self.preconditioning = sampler, preconditioning
         self.steps = sampler.steps
         rows = sampler.rows(preconditioning)
         _check_order(rows)
+        if guide is not None:
+            rows[1:] = [row.then(**guide(row.sigma)) for row in rows[1:]]
         coefficients = preconditioning.scaled_coefficients if sampler.scaled else preconditioning.coefficients
         self.rows = tuple(_precondition(rows, coefficients))
         self.draws = sampler.draws
@@ -146,6 +157,10 @@ class Plan:
         self.table = np.array([astuple(row) for row in self.rows], dtype=np.float64)
         self.table.setflags(write=False)
         self.digest = hashlib.sha256(self.table.tobytes()).hexdigest()
+
+    def guided(self, guide: Guide) -> "Plan":
+        """The same with guidance: guide(sigma) -> guide_F, guide_G and rescale of an evaluation at sigma."""
+        return Plan(self.sampler, self.preconditioning, guide)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.digest == other.digest
@@ -216,5 +231,8 @@ def _check_numbers(rows: Sequence[Row], draws: int) -> None:
             raise ValueError(f"{what}: keep_slot and store_slot are both {row.keep_slot}; two slots, or -1")
         if row.op is Op.LINEAR and not any(getattr(row, name) for name in X_FROM):
             raise ValueError(f"{what}: every x_from_* is 0; at least one is not")
+        if (row.guide_G == 0 and row.guide_F != 1) or not 0 <= row.rescale <= 1:
+            given = f"guide_F = {row.guide_F}, guide_G = {row.guide_G}, rescale = {row.rescale}"
+            raise ValueError(f"{what}: {given}; without guide_G guide_F is 1, and rescale is from 0 to 1")
         if row.op is Op.PREDICT and (row.std != 0 or row.ratio != 1):
             raise ValueError(f"{what}: std = {row.std}, ratio = {row.ratio}; PREDICT adds no noise")

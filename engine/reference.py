@@ -19,6 +19,7 @@ from .state import State
 
 Value = Callable[[str], float]
 Scalar = Callable[[str, torch.dtype], Tensor]
+GUIDE_LANES = 512
 _INDEX = {name: index for index, name in enumerate(COLUMNS)}
 
 
@@ -71,22 +72,50 @@ def algorithm2(
     return x_next
 
 
-def advance(F: Tensor | None, state: State, k: int) -> None:
+def advance(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> None:
     """Consume F of each sample's row ``base_row[b] + k`` and prepare the next network input; see `plan.Row`.
 
-    F: [B, >=C, *spatial] in any float dtype, any layout; None if every row is BEGIN. Writes x, slots, net_in, c_noise
-    and bad_row of ``state`` in place. Raises IndexError for a row outside the table, ValueError for one the state lacks
-    F, noise or a slot for; then nothing has been written.
+    F: [B, >=C, *spatial] in any float dtype, any layout; None if every row is BEGIN. G: the same of the evaluation that
+    guides, in F's dtype; None if no row is guided. Writes x, slots, net_in, c_noise, bad_row and guide_scale of
+    ``state`` in place. Raises IndexError for a row outside the table, ValueError for one the state lacks F, G, noise or
+    a slot for; then nothing has been written.
     """
     rows = (state.base_row + k).tolist()
     for row in dict.fromkeys(rows):  # in the order of the samples, each row once
-        _refuse_row(F, state, rows.index(row), row)
+        _refuse_row(F, G, state, rows.index(row), row)
     for row in sorted(set(rows)):
         samples = [b for b, r in enumerate(rows) if r == row]
-        _advance_row(F, state, row, samples)
+        _advance_row(F, G, state, row, samples)
 
 
-def _refuse_row(F: Tensor | None, state: State, b: int, row: int) -> None:
+def guide_scale(plain: Tensor, guided: Tensor, rescale: float) -> float:
+    """By how much a guided F of one sample is to be multiplied, so that its spread is that of the plain one.
+
+    rescale * std(plain) / std(guided) + (1 - rescale): section 3.4 of "Common Diffusion Noise Schedules and Sample
+    Steps Are Flawed" (Lin et al. 2024), phi = rescale. 1 in place of the ratio where the guided F is constant.
+    """
+    wanted, found = _variation(plain), _variation(guided)
+    ratio = math.sqrt((wanted if wanted > 0 else 0.0) / found) if found > 0 else 1.0
+    return rescale * ratio + (1 - rescale)
+
+
+def _variation(values: Tensor) -> float:
+    """n times the variance of n values, in float64: sum of squares - square of sum / n.
+
+    The order of the sums is part of the contract: 512 lanes, each over every 512th value; then neighbours in pairs.
+    """
+    flat = values.flatten().to(torch.float64)
+    lanes = torch.nn.functional.pad(flat, (0, -len(flat) % GUIDE_LANES)).reshape(-1, GUIDE_LANES)
+    total = torch.zeros_like(lanes[0])
+    squares = total
+    for chunk in lanes:
+        total, squares = total + chunk, squares + chunk * chunk
+    while len(total) > 1:
+        total, squares = total[::2] + total[1::2], squares[::2] + squares[1::2]
+    return squares.item() - total.item() * total.item() / len(flat)
+
+
+def _refuse_row(F: Tensor | None, G: Tensor | None, state: State, b: int, row: int) -> None:
     """What sample b's row needs must be there."""
     what = f"advance: sample {b} is at row {row}"
     if not 0 <= row < len(state.table):
@@ -96,6 +125,10 @@ def _refuse_row(F: Tensor | None, state: State, b: int, row: int) -> None:
         raise ValueError(f"{what}: its op is unknown")
     if value["op"] != Op.BEGIN and F is None:
         raise ValueError(f"{what}: it needs F, which is None")
+    if value["op"] != Op.BEGIN and value["guide_G"] != 0 and G is None:
+        raise ValueError(f"{what}: it is guided by G, which is None")
+    if value["op"] != Op.BEGIN and value["rescale"] != 0 and state.guide_scale is None:
+        raise ValueError(f"{what}: it rescales, and guide_scale is not allocated")
     noise, noisy = state.noise, value["op"] != Op.PREDICT and value["std"] != 0
     begins = value["op"] == Op.BEGIN and noise.latents is None
     if noise.seeds is None and (begins or (noisy and noise.eps is None)):
@@ -107,7 +140,7 @@ def _refuse_row(F: Tensor | None, state: State, b: int, row: int) -> None:
         raise ValueError(f"{what}: it uses a slot that is not allocated")
 
 
-def _advance_row(F: Tensor | None, state: State, row: int, samples: list[int]) -> None:
+def _advance_row(F: Tensor | None, G: Tensor | None, state: State, row: int, samples: list[int]) -> None:
     """All samples that are at the same row."""
     pick: slice | list[int] = slice(None) if len(samples) == len(state.x) else samples
     dtype = state.x.dtype
@@ -126,7 +159,17 @@ def _advance_row(F: Tensor | None, state: State, row: int, samples: list[int]) -
     else:
         assert F is not None
         x_eval = x + scalar("h_predict", dtype) * state.slots[0, pick] if op is Op.CORRECT else x
-        D = _denoised(F[pick], x_eval, scalar).to(dtype)
+        guided = _guided(F[pick], None if G is None else G[pick], x.shape[1], value, scalar)
+        if value("rescale") != 0:
+            assert state.guide_scale is not None
+            plain = _guided(F[pick], None, x.shape[1], value, scalar)
+            factors = [guide_scale(*pair, value("rescale")) for pair in zip(plain, guided, strict=True)]
+            state.guide_scale[pick] = torch.tensor(factors, dtype=torch.float64, device=x.device)
+            guided = guided * state.guide_scale[pick].to(guided.dtype).reshape(-1, *[1] * (x.dim() - 1))
+        D = _denoised(guided, x_eval, scalar).to(dtype)
+        if state.known is not None:
+            known = state.known[pick]
+            D = torch.where(known.isnan(), D, known.to(dtype))
         if op is Op.LINEAR:
             terms = [x, D, *state.slots[:, pick]]
             x_next = _combine(X_FROM, terms, value, scalar)
@@ -152,8 +195,10 @@ def _advance_row(F: Tensor | None, state: State, row: int, samples: list[int]) -
     if value("evaluate"):
         net_in = _input_dtype(x_next / scalar("s_next", dtype), state.net_in.dtype)
         net_in = (scalar("c_in", net_in.dtype) * net_in).to(state.net_in.dtype)
-        state.net_in[pick, : x.shape[1]] = net_in
-        state.c_noise[pick] = scalar("c_noise", torch.float32)
+        for copy in range(0, len(state.net_in), len(state.x)):
+            at = [copy + b for b in samples]
+            state.net_in[at, : x.shape[1]] = net_in
+            state.c_noise[at] = scalar("c_noise", torch.float32)
     broken = ~torch.isfinite(x_next).flatten(1).all(1)
     first = broken & (state.bad_row[pick] < 0)
     state.bad_row[pick] = torch.where(first, row, state.bad_row[pick])
@@ -165,10 +210,18 @@ def _combine(names: Sequence[str], terms: list[Tensor], value: Value, scalar: Sc
     return sum(products[1:], start=products[0]) if products else torch.zeros_like(terms[0])
 
 
+def _guided(F: Tensor, G: Tensor | None, channels: int, value: Value, scalar: Scalar) -> Tensor:
+    """guide_F * F + guide_G * G in float32 (float64 for a float64 network); F itself where the row is not guided."""
+    F = _input_dtype(F[:, :channels], F.dtype)
+    if value("guide_G") == 0 or G is None:
+        return F
+    G = _input_dtype(G[:, :channels], G.dtype)
+    return scalar("guide_F", F.dtype) * F + scalar("guide_G", F.dtype) * G
+
+
 def _denoised(F: Tensor, x_eval: Tensor, scalar: Scalar) -> Tensor:
     """D = c_skip * x + c_out * F in float32 (float64 for a float64 network)."""
     x = _input_dtype(x_eval / scalar("s", x_eval.dtype), F.dtype)
-    F = F[:, : x.shape[1]].to(x.dtype)
     return scalar("c_skip", x.dtype) * x + scalar("c_out", x.dtype) * F
 
 

@@ -43,10 +43,13 @@ class State:
 
     x: the solver's state [B, C, *spatial], contiguous, float64 or float32 (x_hat of the paper: after churn).
     slots: [plan.slots, B, C, *spatial] like x: the slope of PREDICT, the history of LINEAR rows.
-    net_in: the next network input in the network's dtype, contiguous or channels_last; it may have more channels than
-    x, which stay zero. c_noise: its noise label, float32 [B].
+    net_in: the next network input [copies * B, ...] in the network's dtype, contiguous or channels_last; it may have
+    more channels than x, which stay zero. c_noise: its noise label, float32 [copies * B]. Two copies, one after the
+    other, are what guidance evaluates in one doubled batch.
     table: a plan's table on the device, float64; base_row: int64 [B], sample b reads row base_row[b] + k.
     bad_row: int64 [B], the first row after which sample b was not finite, -1 while all is well.
+    guide_scale: float64 [B], the last factor by which guidance was rescaled; None where no row rescales.
+    known: what D is known to be, float32 like x, NaN where it is not; None where nothing is known.
     """
 
     x: Tensor
@@ -57,6 +60,8 @@ class State:
     base_row: Tensor
     bad_row: Tensor
     noise: Noise
+    guide_scale: Tensor | None = None
+    known: Tensor | None = None
 
     @classmethod
     def allocate(
@@ -70,19 +75,24 @@ class State:
         net_dtype: torch.dtype,
         layout: torch.memory_format = torch.channels_last,
         net_channels: int | None = None,
+        copies: int = 1,
+        rescales: bool = False,
+        known: Tensor | None = None,
     ) -> "State":
         """Buffers for one sample an entry of base_row; layout is net_in's and applies to 4-D inputs."""
         device, batch, (channels, *spatial) = table.device, len(base_row), noise.shape
-        net_shape = (batch, net_channels or channels, *spatial)
+        net_shape = (copies * batch, net_channels or channels, *spatial)
         return cls(
             x=torch.zeros(batch, channels, *spatial, dtype=state_dtype, device=device),
             slots=torch.zeros(slots, batch, channels, *spatial, dtype=state_dtype, device=device),
             net_in=torch.zeros(net_shape, dtype=net_dtype, device=device).to(
                 memory_format=layout if len(net_shape) == 4 else torch.contiguous_format
             ),
-            c_noise=torch.zeros(batch, dtype=torch.float32, device=device),
+            c_noise=torch.zeros(copies * batch, dtype=torch.float32, device=device),
             table=table,
             base_row=base_row,
             bad_row=torch.full([batch], -1, dtype=torch.int64, device=device),
             noise=noise,
+            guide_scale=torch.zeros(batch, dtype=torch.float64, device=device) if rescales else None,
+            known=known,
         )

@@ -3,7 +3,9 @@
 Sample b of a batch reads row ``base_row[b] + k`` of a float64 table and does what its opcode says. Per element, in
 this order, where x_eval is the point at which F was evaluated and every step is one rounded IEEE operation:
 
+    F      = guide_F * F + guide_G * G, then F * guide_scale               if guide_G, if rescale; float32
     D      = c_skip * float32(x_eval / s) + c_out * F                     float32; all else in the dtype of x
+    D      = known, where that is a number                                if there is `known`
     slope  = (slope_x * x_eval - slope_D * D) / slope_t
     BEGIN    x = begin_scale * latents
     EULER    x = x + h * slope
@@ -24,7 +26,8 @@ network of N (4 or 2), both halves of the network counted (F is read, net_in wri
     CORRECT  2 S + N        S + N          28
     LINEAR   S + N + r S    S + N + w S    20 + 8 (r + w)  (r = 0 to 4 slots read, w = 0 to 2 written)
 
-+ 4 or 8 where eps comes from a buffer; - N in a plan's last row, which has no network input to write. A normal takes
++ 4 or 8 where eps comes from a buffer, N for G, 4 for known, N for a second copy of net_in; - N in a plan's last row,
+which has no network input to write. A normal takes
 some 60 instructions and a float64 division some 20: the kernel should be bound by memory (counted, not measured).
 
 Tile. A program owns GROUPS groups of WIDTH consecutive elements of one sample, one group a thread: 16 bytes of x, 4
@@ -47,6 +50,7 @@ from torch import Tensor
 
 from .philox import normal_groups
 
+GUIDE_LANES = 512  # partial sums of a sample, in an order that is part of the contract
 ELEMENTS = 512  # a program: small, because images of 28 x 28 fill 1.53 programs and the rest of the second is wasted
 
 BEGIN, EULER, PREDICT, CORRECT, LINEAR = (tl.constexpr(op) for op in range(5))
@@ -162,15 +166,19 @@ def _touches_slot(row, j: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _cannot(
-    row, op, slot_count, draws, COLUMNS: tl.constexpr, HAS_F: tl.constexpr, SEEDED: tl.constexpr,
-    HAS_LATENTS: tl.constexpr, HAS_EPS: tl.constexpr,
+    row, op, slot_count, draws, COLUMNS: tl.constexpr, HAS_F: tl.constexpr, HAS_G: tl.constexpr,
+    RESCALES: tl.constexpr, SEEDED: tl.constexpr, HAS_LATENTS: tl.constexpr, HAS_EPS: tl.constexpr,
 ):  # fmt: skip
-    """Whether the row asks for something the call lacks: an op there is none of, F, noise, a draw or a slot."""
+    """Whether the row asks for something the call lacks: an op there is none of, F, G, noise, a draw or a slot."""
     draw = tl.load(row + COLUMNS.draw)
     noisy = (op != PREDICT) & (tl.load(row + COLUMNS.std) != 0)
     cannot = (op < BEGIN) | (op > LINEAR)
     if not HAS_F:
         cannot |= op != BEGIN
+    if not HAS_G:
+        cannot |= (op != BEGIN) & (tl.load(row + COLUMNS.guide_G) != 0)
+    if not RESCALES:
+        cannot |= (op != BEGIN) & (tl.load(row + COLUMNS.rescale) != 0)
     if not SEEDED and not HAS_LATENTS:
         cannot |= op == BEGIN
     if HAS_EPS:
@@ -198,9 +206,19 @@ def _noise(
     return tl.zeros(e.shape, dtype)  # compiled, never run: `_cannot`
 
 
+@triton.jit
+def _guide(F, row, COLUMNS: tl.constexpr, G_ptr, e, elements):
+    """guide_F * F + guide_G * G, or F itself, with G unread, where the row is not guided."""
+    from_F, from_G = tl.load(row + COLUMNS.guide_F).to(tl.float32), tl.load(row + COLUMNS.guide_G)
+    guided = from_G != 0
+    G = _to_float32(tl.load(G_ptr, mask=e < tl.where(guided, elements, 0), other=0.0))
+    return tl.where(guided, from_F * F + from_G.to(tl.float32) * G, F)
+
+
 @triton.jit(do_not_specialize=["k", "rows", "slot_count", "draws", "blocks"])
 def _advance_kernel(
     F_ptr, F_sample, F_channel, F_pixel,
+    G_ptr, G_sample, G_channel, G_pixel, guide_scale_ptr, known_ptr,
     x_ptr, slots_ptr, slot_stride,
     net_in_ptr, net_sample, net_channel, net_pixel,
     c_noise_ptr, table_ptr, base_row_ptr, bad_row_ptr,
@@ -208,6 +226,7 @@ def _advance_kernel(
     k, rows, slot_count, draws, elements, pixels, blocks,
     COLUMNS: tl.constexpr, HAS_F: tl.constexpr, F_FLAT: tl.constexpr, NET_FLAT: tl.constexpr, WHOLE: tl.constexpr,
     SEEDED: tl.constexpr, HAS_LATENTS: tl.constexpr, HAS_EPS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr,
+    HAS_G: tl.constexpr, G_FLAT: tl.constexpr, RESCALES: tl.constexpr, HAS_KNOWN: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     """Program (sample, block): GROUPS * WIDTH elements of one sample. Strides in elements."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -220,7 +239,7 @@ def _advance_kernel(
     outside = (index < 0) | (index >= rows)
     row = table_ptr + tl.where(outside, 0, index) * len(COLUMNS)
     op = tl.load(row + COLUMNS.op).to(tl.int32)
-    if outside | _cannot(row, op, slot_count, draws, COLUMNS, HAS_F, SEEDED, HAS_LATENTS, HAS_EPS):
+    if outside | _cannot(row, op, slot_count, draws, COLUMNS, HAS_F, HAS_G, RESCALES, SEEDED, HAS_LATENTS, HAS_EPS):
         if tl.load(bad_row_ptr + sample) < 0:  # reported, not advanced
             tl.store(bad_row_ptr + sample, tl.maximum(index, 0))
         return
@@ -245,9 +264,18 @@ def _advance_kernel(
             F = _to_float32(tl.load(F_ptr + sample * F_sample + offset, mask=inside, other=0.0))
         else:
             F = tl.zeros(e.shape, tl.float32)  # compiled, never run: `_cannot`
+        if HAS_G:
+            offset = _offset(groups, e, pixels, G_channel, G_pixel, G_FLAT, WHOLE)
+            F = _guide(F, row, COLUMNS, G_ptr + sample * G_sample + offset, e, elements)
+        if RESCALES:
+            scale = tl.load(guide_scale_ptr + sample).to(tl.float32)
+            F = tl.where(tl.load(row + COLUMNS.rescale) != 0, F * scale, F)
         x_scaled = _divide(x_eval, tl.load(row + COLUMNS.s).to(dtype)).to(tl.float32)
         c_skip, c_out = tl.load(row + COLUMNS.c_skip).to(tl.float32), tl.load(row + COLUMNS.c_out).to(tl.float32)
         D = (c_skip * x_scaled + c_out * F).to(dtype)
+        if HAS_KNOWN:
+            known = tl.load(known_ptr + first + e, mask=inside, other=float("nan"))
+            D = tl.where(known == known, known.to(dtype), D)
 
         if op == LINEAR:
             x_next = _linear(row, slots_ptr, slot_stride, x, D, e, elements, COLUMNS)
@@ -275,14 +303,68 @@ def _advance_kernel(
         x_scaled = _divide(x_next, tl.load(row + COLUMNS.s_next).to(dtype)).to(tl.float32)
         net_in = _round_to(tl.load(row + COLUMNS.c_in).to(tl.float32) * x_scaled, net_in_ptr.dtype.element_ty)
         offset = _offset(groups, e, pixels, net_channel, net_pixel, NET_FLAT, WHOLE)
-        tl.store(net_in_ptr + sample * net_sample + offset, net_in, mask=inside)
-        if block == 0:
-            tl.store(c_noise_ptr + sample, tl.load(row + COLUMNS.c_noise).to(tl.float32))
+        samples = (tl.num_programs(0) // blocks).to(tl.int64)
+        for copy in tl.static_range(COPIES):
+            at = sample + copy * samples
+            tl.store(net_in_ptr + at * net_sample + offset, net_in, mask=inside)
+            if block == 0:
+                tl.store(c_noise_ptr + at, tl.load(row + COLUMNS.c_noise).to(tl.float32))
 
     if tl.load(bad_row_ptr + sample) < 0:  # the programs of a sample may race, but they all write the same row
         finite = (e >= elements) | (tl.abs(x_next) < float("inf"))
         broken = tl.min(finite.to(tl.int32), axis=1) == 0
         tl.store(bad_row_ptr + sample + groups * 0, groups.to(tl.int64) * 0 + index, mask=broken)
+
+
+@triton.jit
+def _lane_sum(a, LANES: tl.constexpr, LOG2: tl.constexpr):
+    """[LANES = 2^LOG2] -> [1]: neighbours in pairs, then pairs of their sums, until one is left."""
+    for i in tl.static_range(LOG2):
+        left, right = tl.split(tl.reshape(a, (LANES // (2 << i), 2)))
+        a = left + right
+    return a
+
+
+@triton.jit
+def _variation(total, squares, elements, LANES: tl.constexpr):
+    """Elements times their variance: sum of squares - square of sum / elements."""
+    s = _lane_sum(total, LANES, 9)
+    return _lane_sum(squares, LANES, 9) - s * s / tl.cast(elements, tl.float64)
+
+
+@triton.jit(do_not_specialize=["k", "rows"])
+def _guide_scale_kernel(
+    F_ptr, F_sample, F_channel, F_pixel, G_ptr, G_sample, G_channel, G_pixel,
+    guide_scale_ptr, table_ptr, base_row_ptr, k, rows, elements, pixels,
+    COLUMNS: tl.constexpr, HAS_G: tl.constexpr, F_FLAT: tl.constexpr, G_FLAT: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """The scale of one sample a program (`engine.reference.guide_scale`); rows that do not rescale leave theirs."""
+    sample = tl.program_id(0).to(tl.int64)
+    index = tl.load(base_row_ptr + sample) + k
+    row = table_ptr + tl.where((index < 0) | (index >= rows), 0, index) * len(COLUMNS)
+    rescale = tl.load(row + COLUMNS.rescale)
+    if (index < 0) | (index >= rows) | (tl.load(row + COLUMNS.op) == BEGIN) | (rescale == 0):
+        return
+    if not HAS_G and tl.load(row + COLUMNS.guide_G) != 0:
+        return
+    total, squares = tl.zeros((LANES,), tl.float64), tl.zeros((LANES,), tl.float64)
+    guided_total, guided_squares = tl.zeros((LANES,), tl.float64), tl.zeros((LANES,), tl.float64)
+    for start in range(0, elements, LANES):
+        e = start + tl.arange(0, LANES)
+        inside = e < elements
+        offset = _offset(e, e, pixels, F_channel, F_pixel, F_FLAT, False)
+        F = _to_float32(tl.load(F_ptr + sample * F_sample + offset, mask=inside, other=0.0))
+        seen = F
+        if HAS_G:
+            offset = _offset(e, e, pixels, G_channel, G_pixel, G_FLAT, False)
+            seen = tl.where(inside, _guide(F, row, COLUMNS, G_ptr + sample * G_sample + offset, e, elements), 0.0)
+        plain, seen = F.to(tl.float64), seen.to(tl.float64)
+        total, squares = total + plain, squares + plain * plain
+        guided_total, guided_squares = guided_total + seen, guided_squares + seen * seen
+    wanted = _variation(total, squares, elements, LANES)
+    found = _variation(guided_total, guided_squares, elements, LANES)
+    ratio = tl.where(found > 0, tl.sqrt(tl.where(wanted > 0, wanted, 0.0) / found), 1.0)
+    tl.store(guide_scale_ptr + sample + tl.arange(0, 1), rescale * ratio + (1 - rescale))
 
 
 class Strides(NamedTuple):
@@ -297,6 +379,10 @@ class Strides(NamedTuple):
 def advance(
     F: Tensor | None,
     F_strides: Strides,
+    G: Tensor | None,
+    G_strides: Strides,
+    guide_scale: Tensor | None,
+    known: Tensor | None,
     x: Tensor,
     slots: Tensor,
     net_in: Tensor,
@@ -311,19 +397,28 @@ def advance(
     k: int,
     columns: tuple[int, ...],
 ) -> None:
-    """One launch over the whole batch; checks nothing (`engine.backends.triton` does).
+    """One launch over the whole batch, and one before it where there is a guide_scale to find; checks nothing
+    (`engine.backends.triton` does).
 
     columns: a named tuple that gives each column its index in the table; its length is the table's width.
-    x [B, C, *spatial], slots [n, *x.shape], table, base_row, bad_row, c_noise, seeds, latents and eps are contiguous;
-    at most 2^31 - 1024 elements in a sample of x, F or net_in, any number in the batch. What is None is not read.
+    x [B, C, *spatial], slots [n, *x.shape], table, base_row, bad_row, c_noise, seeds, latents, eps, guide_scale and
+    known are contiguous; at most 2^31 - 1024 elements in a sample of x, F, G or net_in, any number in the batch. What
+    is None is not read.
     """
     elements, pixels = x[0].numel(), x[0, 0].numel()
     blocks = triton.cdiv(elements, ELEMENTS)
     width = 16 // x.element_size()
     groups = ELEMENTS // width
+    outputs = (net_in if F is None else F, *F_strides[:3], net_in if G is None else G, *G_strides[:3])
     with torch.cuda.device_of(x):
+        if guide_scale is not None and F is not None:
+            _guide_scale_kernel[(len(x),)](
+                *outputs, guide_scale, table, base_row, k, len(table), elements, pixels,
+                COLUMNS=columns, HAS_G=G is not None, F_FLAT=F_strides.flat, G_FLAT=G_strides.flat, LANES=GUIDE_LANES,
+                num_warps=8, enable_fp_fusion=False,
+            )  # fmt: skip
         _advance_kernel[(len(x) * blocks,)](
-            net_in if F is None else F, *F_strides[:3],
+            *outputs, table if guide_scale is None else guide_scale, x if known is None else known,
             x, slots, x.numel(),
             net_in, *net_strides[:3],
             c_noise, table, base_row, bad_row,
@@ -332,6 +427,7 @@ def advance(
             COLUMNS=columns, HAS_F=F is not None, F_FLAT=F_strides.flat, NET_FLAT=net_strides.flat,
             WHOLE=pixels % width == 0,
             SEEDED=seeds is not None, HAS_LATENTS=latents is not None, HAS_EPS=eps is not None,
-            GROUPS=groups, WIDTH=width,
+            GROUPS=groups, WIDTH=width, HAS_G=G is not None, G_FLAT=G_strides.flat, RESCALES=guide_scale is not None,
+            HAS_KNOWN=known is not None, COPIES=len(net_in) // len(x),
             num_warps=groups // 32, enable_fp_fusion=False,
         )  # fmt: skip

@@ -30,11 +30,15 @@ class Case:
     slots: int = 4
     seed: int = 0
     rows: tuple[Row, ...] = ()  # instead of random ones for ``ops``
+    guided: bool = False  # by a second network output, two copies of the network input, rescaling in some rows
+    known: bool = False  # some of D is
 
     def build(self, device: str = "cpu") -> tuple[Tensor, State]:
         """(F, state) on a device; ``advance(F, state, 2)`` is the call under test."""
         generator = torch.Generator().manual_seed(self.seed)
         rows = list(self.rows) or [random_row(op, self.churn, self.slots, generator) for op in self.ops]
+        if self.guided and not self.rows:
+            rows = [guided_row(row, generator) for row in rows]
         batch, (channels, *spatial) = len(rows), self.shape
         table = torch.tensor([astuple(row) for row in [rows[0], *rows, rows[-1]]], dtype=torch.float64)
         state = State.allocate(
@@ -46,12 +50,28 @@ class Case:
             net_dtype=self.net_dtype,
             layout=self.layout,
             net_channels=channels + self.padded_channels,
+            copies=2 if self.guided else 1,
+            rescales=self.guided,
+            known=self._known(batch, generator, device),
         )
         state.x.copy_(torch.randn(state.x.shape, generator=generator, dtype=torch.float64) * 3)
         state.slots.copy_(torch.randn(state.slots.shape, generator=generator, dtype=torch.float64))
         F = torch.randn(batch, channels + self.extra_channels, *spatial, generator=generator).to(self.net_dtype)
         layout = self.layout if F.dim() == 4 else torch.contiguous_format
         return F.to(device).contiguous(memory_format=layout), state
+
+    def other(self, F: Tensor) -> Tensor | None:
+        """G, the output of the evaluation that guides, in another layout than F."""
+        if not self.guided:
+            return None
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        return torch.randn(F.shape, generator=generator).to(F.dtype).to(F.device)
+
+    def _known(self, batch: int, generator: torch.Generator, device: str) -> Tensor | None:
+        if not self.known:
+            return None
+        values = torch.randn(batch, *self.shape, generator=generator)
+        return torch.where(torch.rand(values.shape, generator=generator) < 0.5, values, torch.nan).to(device)
 
     def _noise(self, batch: int, generator: torch.Generator, device: str) -> Noise:
         seeds = [0, 2**64 - 1, 2**63, *range(5, 2 * batch)][:batch]
@@ -61,6 +81,14 @@ class Case:
         latents = torch.randn(batch, *self.shape, generator=generator, dtype=dtype)
         eps = torch.randn(3, batch, *self.shape, generator=generator, dtype=dtype)
         return Noise(self.shape, latents=latents.to(device), eps=eps.to(device))
+
+
+def guided_row(row: Row, generator: torch.Generator) -> Row:
+    """The row with guidance, mostly; with rescaling, half of the time."""
+    weight, kind = torch.rand(2, generator=generator).tolist()
+    if kind < 0.25:
+        return row
+    return row.then(guide_F=3 * weight, guide_G=1 - 3 * weight, rescale=weight if kind < 0.6 else 0.0)
 
 
 def random_row(op: Op, churn: bool, slots: int, generator: torch.Generator) -> Row:
@@ -116,9 +144,9 @@ def check(backend: Backend, case: Case, device: str = "cpu") -> None:
     F, state = case.build(device)
     expected = copy.deepcopy(state)
     only_begin = {row.op for row in case.rows or [Row(op) for op in case.ops]} == {Op.BEGIN}
-    reference.advance(None if only_begin else F, expected, 2)
-    backend.advance(None if only_begin else F, state, 2)
-    for name in ("x", "slots", "net_in", "c_noise", "bad_row"):
+    reference.advance(None if only_begin else F, expected, 2, case.other(F))
+    backend.advance(None if only_begin else F, state, 2, case.other(F))
+    for name in ("x", "slots", "net_in", "c_noise", "bad_row", *(["guide_scale"] if case.guided else [])):
         assert_same_bits(getattr(state, name), getattr(expected, name), f"{name} of {case}")
     assert state.net_in.stride() == expected.net_in.stride()
 

@@ -98,6 +98,17 @@ def euler_maruyama(D, x, sigmas, eps):
     return x
 
 
+def predictor_corrector(D, x, sigmas, eps, snr=0.16):
+    """Corrector: x + e score + sqrt(2 e) z, e = 2 (snr |z| / |score|)^2 with |z| / |score| = sigma; then predictor."""
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
+        e = 2 * (snr * sigma) ** 2
+        x = x + e * (D(x, sigma) - x) / sigma**2 + (2 * e).sqrt() * eps(2 * i)
+        step = sigma**2 - sigma_next**2
+        x = x + step * (D(x, sigma) - x) / sigma**2
+        x = x + step.sqrt() * eps(2 * i + 1) if sigma_next > 0 else x
+    return x
+
+
 def langevin(D, x, sigmas, eps, inner=5, epsilon=0.1):
     """x + a/2 score + sqrt(a) z with a = 2 epsilon sigma^2; the last evaluation denoises."""
     draw = 0

@@ -3,7 +3,6 @@
 A backend is a record, not a class hierarchy; adding one is adding it to `BACKENDS`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,12 +22,18 @@ class Reasons(Protocol):
     ) -> list[str]: ...
 
 
+class Advance(Protocol):
+    """`reference.advance`, to the bit."""
+
+    def __call__(self, F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> None: ...
+
+
 @dataclass(frozen=True)
 class Backend:
-    """``advance(F, state, k)`` with the bits of `reference.advance`; no ``not_supported_reasons``: it can run."""
+    """``advance(F, state, k, G)`` with the bits of `reference.advance`; no ``not_supported_reasons``: it can run."""
 
     name: str
-    advance: Callable[[Tensor | None, State, int], None]
+    advance: Advance
     not_supported_reasons: Reasons
 
 

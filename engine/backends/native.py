@@ -47,28 +47,31 @@ def cuda_not_supported_reasons(
     return reasons
 
 
-def advance_cpu(F: Tensor | None, state: State, k: int, *, threads: int | None = None, isa: str = "auto") -> None:
+def advance_cpu(
+    F: Tensor | None, state: State, k: int, G: Tensor | None = None, *, threads: int | None = None, isa: str = "auto"
+) -> None:
     """`reference.advance` in C++ on CPU tensors; the bits depend on neither ``threads`` nor ``isa``.
 
     F: float32, float16, bfloat16 or float64. threads: torch's own number where None. isa: "auto" or one of
     `_native.normal_isas()`. Raises ValueError for tensors it cannot use and rows the state lacks something for,
     IndexError for a row outside the table; then nothing has been written.
     """
-    F = _addressable(F)
+    F, G = _addressable(F), _addressable(G)
     _extension().advance_cpu(
-        _call(F, state, k), min(torch.get_num_threads(), 1024) if threads is None else threads, isa
+        _call(F, state, k, G), min(torch.get_num_threads(), 1024) if threads is None else threads, isa
     )
 
 
-def advance_cuda(F: Tensor | None, state: State, k: int) -> None:
+def advance_cuda(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> None:
     """`reference.advance` as one CUDA kernel on the current stream of the state's device; see `advance_cpu`.
 
+    A state with guide_scale takes a second kernel before it, which finds the samples' scales.
     It neither waits for the device nor allocates, unless F's pixels do not lie at one stride. A sample whose row is
     outside the table, or lacks F, noise or slots, is not advanced but marked in ``bad_row``.
     Raises RuntimeError with CUDA's message when the launch fails.
     """
-    F, device = _addressable(F), state.x.device
-    _extension().advance_cuda(_call(F, state, k), device.index or 0, torch.cuda.current_stream(device).cuda_stream)
+    F, G, device = _addressable(F), _addressable(G), state.x.device
+    _extension().advance_cuda(_call(F, state, k, G), device.index or 0, torch.cuda.current_stream(device).cuda_stream)
 
 
 def _extension_reasons(state_dtype: torch.dtype, net_dtype: torch.dtype) -> list[str]:
@@ -96,7 +99,7 @@ def _addressable(F: Tensor | None) -> Tensor | None:
     return F if F is None or _pixel_stride(F) else F.contiguous()
 
 
-def _call(F: Tensor | None, state: State, k: int) -> "_native.AdvanceCall":
+def _call(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> "_native.AdvanceCall":
     native = _extension()
     x, slots, noise = state.x, state.slots, state.noise
     batch, channels = x.shape[:2]
@@ -107,13 +110,20 @@ def _call(F: Tensor | None, state: State, k: int) -> "_native.AdvanceCall":
     call.rows, call.k = rows, k
     call.base_row = _address(state.base_row, "base_row", x.device, (torch.int64,), (batch,))
     call.bad_row = _address(state.bad_row, "bad_row", x.device, (torch.int64,), (batch,))
-    call.c_noise = _address(state.c_noise, "c_noise", x.device, (torch.float32,), (batch,))
+    call.copies = max(1, len(state.net_in) // max(1, batch))
+    call.c_noise = _address(state.c_noise, "c_noise", x.device, (torch.float32,), (call.copies * batch,))
     call.x = _address(x, "x", x.device, _STATE_DTYPES, x.shape)
     call.slots = _address(slots, "slots", x.device, (x.dtype,), (len(slots), *x.shape)) if len(slots) else 0
     call.slot_count, call.state_dtype = len(slots), _dtype(x)
     if F is not None:
         call.F = _strided(F, "F", x)
-    call.net_in = _strided(state.net_in, "net_in", x)
+    if G is not None:
+        call.G = _strided(G, "G", x)
+    call.net_in = _strided(state.net_in, "net_in", x, call.copies)
+    if state.guide_scale is not None:
+        call.guide_scale = _address(state.guide_scale, "guide_scale", x.device, (torch.float64,), (batch,))
+    if state.known is not None:
+        call.known = _address(state.known, "known", x.device, (torch.float32,), x.shape)
     if noise.seeds is not None:
         call.seeds = _address(noise.seeds, "seeds", x.device, (torch.int64,), (batch,))
     if noise.latents is not None:
@@ -146,9 +156,10 @@ def _buffer(t: Tensor, name: str, device: torch.device, shape: tuple[int, ...]) 
     return _extension().Buffer(address, _dtype(t))
 
 
-def _strided(t: Tensor, name: str, x: Tensor) -> "_native.Buffer":
+def _strided(t: Tensor, name: str, x: Tensor, copies: int = 1) -> "_native.Buffer":
     """The network's output or input, like x but in another dtype and layout, and perhaps with more channels."""
-    fits = t.dim() == x.dim() and (t.shape[0], *t.shape[2:]) == (x.shape[0], *x.shape[2:]) and t.shape[1] >= x.shape[1]
+    fits = t.dim() == x.dim() and t.shape[2:] == x.shape[2:] and t.shape[1] >= x.shape[1]
+    fits = fits and len(t) == copies * len(x)
     pixel = _pixel_stride(t)
     if not fits or t.dtype not in _NETWORK_DTYPES or t.device != x.device or not pixel:
         allowed = f"{', '.join(map(str, _NETWORK_DTYPES))}; {list(x.shape)} or more channels; on {x.device}"

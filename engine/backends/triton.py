@@ -48,7 +48,7 @@ def not_supported_reasons(
     return reasons
 
 
-def advance(F: Tensor | None, state: State, k: int) -> None:
+def advance(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> None:
     """`reference.advance` to the bit; networks of float32, float16 or bfloat16.
 
     Raises ValueError for buffers the kernel cannot address and for dtypes it does not know.
@@ -56,19 +56,21 @@ def advance(F: Tensor | None, state: State, k: int) -> None:
     from ..kernels import advance as kernel  # Triton is optional: only who launches imports it
 
     x, noise = state.x, state.noise
-    _check(F, state)
+    _check(F, G, state)
     if x.numel() == 0:
         return
-    F_strides = None if F is None else _strides(F, x)
-    if F is not None and F_strides is None:
-        F = F.contiguous()
-        F_strides = _strides(F, x)
+    F, G = _addressable(F, x), _addressable(G, x)
     net_strides = _strides(state.net_in, x)
     if net_strides is None:
         raise ValueError(f"net_in has strides {state.net_in.stride()}; allowed: contiguous, channels_last")
+    F_strides, G_strides = (net_strides if t is None else _strides(t, x) or net_strides for t in (F, G))
     kernel.advance(
         F,
-        kernel.Strides(*(F_strides or net_strides)),
+        kernel.Strides(*F_strides),
+        G,
+        kernel.Strides(*G_strides),
+        state.guide_scale,
+        state.known,
         x,
         state.slots,
         state.net_in,
@@ -94,6 +96,11 @@ def _interpreted() -> bool:
     return bool(kernel.INTERPRETED.value)
 
 
+def _addressable(t: Tensor | None, x: Tensor) -> Tensor | None:
+    """A network's output, copied if its strides are not so simple."""
+    return t if t is None or _strides(t, x) is not None else t.contiguous()
+
+
 def _strides(t: Tensor, x: Tensor) -> tuple[int, int, int, bool] | None:
     """Strides of samples, channels and pixels, and whether elements lie as in x; None if they are not so simple."""
     channels, spatial = x.shape[1], list(zip(x.shape[2:], t.stride()[2:], strict=True))
@@ -106,25 +113,38 @@ def _strides(t: Tensor, x: Tensor) -> tuple[int, int, int, bool] | None:
     channel = t.stride(1) if channels > 1 else pixels
     if channel * (channels - 1) + pixel * (pixels - 1) >= _LARGEST:
         raise ValueError(f"a sample of strides {t.stride()} spans 2^31 elements or more; allowed: fewer")
-    return (t.stride(0) if len(x) > 1 else 0), channel, pixel, channel == pixels and pixel == 1
+    return (t.stride(0) if len(t) > 1 else 0), channel, pixel, channel == pixels and pixel == 1
 
 
-def _check(F: Tensor | None, state: State) -> None:
+def _check(F: Tensor | None, G: Tensor | None, state: State) -> None:
     """Everything the kernel takes for granted; one message an error."""
     x, noise = state.x, state.noise
     batch, shape = x.shape[0], tuple(x.shape)
-    inputs = [("net_in", state.net_in), *([] if F is None else [("F", F)])]
+    copies = max(1, len(state.net_in) // max(1, batch))
+    inputs = [("net_in", state.net_in), *((name, t) for name, t in (("F", F), ("G", G)) if t is not None)]
     for name, t in inputs:
         _require(name, t, t.dtype in _NETWORK_DTYPES, "float32, float16, bfloat16 (a float64 network: cpu, reference)")
-        fits = t.dim() == x.dim() and t.shape[:1] + t.shape[2:] == x.shape[:1] + x.shape[2:] and t.shape[1] >= shape[1]
+        samples = batch * (copies if name == "net_in" else 1)
+        fits = t.dim() == x.dim() and (len(t), *t.shape[2:]) == (samples, *shape[2:]) and t.shape[1] >= shape[1]
         _require(name, t, fits, f"the shape of x, {list(shape)}, or more channels")
+    if G is not None:
+        _require("G", G, F is not None and F.dtype == G.dtype, "the dtype of F")
+    drawn: list[tuple[str, Tensor]] = []
+    if state.guide_scale is not None:
+        scale = state.guide_scale
+        _require("guide_scale", scale, scale.dtype == torch.float64 and scale.shape == (batch,), f"float64 [{batch}]")
+        drawn.append(("guide_scale", scale))
+    if state.known is not None:
+        known = state.known
+        _require("known", known, known.dtype == torch.float32 and known.shape == shape, f"float32 {list(shape)}")
+        drawn.append(("known", known))
     rows = [("base_row", state.base_row), ("bad_row", state.bad_row)]
     rows += [] if noise.seeds is None else [("seeds", noise.seeds)]
     for name, t in rows:
         _require(name, t, t.dtype == torch.int64 and t.shape == (batch,), f"int64 [{batch}]")
     buffers = [("latents", noise.latents, shape), ("eps", noise.eps, (-1, *shape))]
-    drawn = [(name, t, want) for name, t, want in buffers if t is not None]
-    for name, t, want in drawn:
+    for name, t, want in [(name, t, want) for name, t, want in buffers if t is not None]:
+        drawn.append((name, t))
         _require(name, t, tuple(t.shape[-len(shape) :]) == shape and t.dim() == len(want), f"shape {list(want)}")
         _require(name, t, t.dtype in _STATE_DTYPES, "float64, float32")
     slots, table = state.slots, state.table
@@ -136,12 +156,15 @@ def _check(F: Tensor | None, state: State) -> None:
     width = len(COLUMNS)
     _require("table", table, table.dtype == torch.float64 and table.shape[1:] == (width,), f"float64 [rows, {width}]")
     _require(
-        "c_noise", state.c_noise, state.c_noise.dtype == torch.float32 and len(state.c_noise) == batch, "float32 [B]"
+        "c_noise",
+        state.c_noise,
+        state.c_noise.dtype == torch.float32 and len(state.c_noise) == copies * batch,
+        f"float32 [{copies * batch}]",
     )
     plain = [("x", x), ("slots", slots), ("table", table), ("c_noise", state.c_noise), ("bad_row", state.bad_row)]
-    for name, t in [*plain, *((name, t) for name, t, _ in drawn)]:
+    for name, t in [*plain, *drawn]:
         _require(name, t, t.is_contiguous(), "contiguous")
-    for name, t in [*inputs, *rows, *plain, *((name, t) for name, t, _ in drawn)]:
+    for name, t in [*inputs, *rows, *plain, *drawn]:
         _require(name, t, t.device == x.device, f"on the device of x, {x.device}")
 
 

@@ -5,6 +5,7 @@ import sys
 import click
 
 from .evaluate import evaluate
+from .invert import invert_command
 from .sample import sample
 from .samplers import plan, samplers_command
 from .train import train, train_classifier
@@ -16,7 +17,7 @@ def cli() -> None:
     """Draw images from diffusion models in the EDM formulation."""
 
 
-for command in (sample, samplers_command, plan, evaluate, train, train_classifier):
+for command in (sample, invert_command, samplers_command, plan, evaluate, train, train_classifier):
     cli.add_command(command)
 
 
@@ -30,6 +31,6 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (ValueError, OSError, ArithmeticError) as error:
+    except (ValueError, OSError, ArithmeticError, ImportError) as error:
         print(f"edm-engine: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,14 +11,20 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from .. import checkpoints
-from ..api import Engine
+from ..engine import Engine
 from ..files import atomic_path
-from ..images import save_grid, save_png, to_uint8
+from ..images import load_pngs, save_grid, save_png, to_uint8
 from ..job import NOISES
+from .guidance_options import guidance_options, take_guidance
 from .sampler_options import sampler_options, take_sampler
 from .types import DTYPES, IntRange
+
+_PATH = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
@@ -26,6 +32,11 @@ from .types import DTYPES, IntRange
 @click.option("--seeds", type=IntRange(), default="0-63", show_default=True, help="One image a seed, e.g. 0-63 or 1,5.")
 @click.option("--class", "classes", type=IntRange(), help="Class or classes, dealt to the seeds in turn, e.g. 0-9.")
 @sampler_options
+@guidance_options
+@click.option("--image", type=_PATH, help="A PNG to start from, or a folder with one a seed; sigma_max says how much.")
+@click.option("--mask", type=_PATH, help="PNG(s): bright where the image is kept, dark where it is drawn anew.")
+@click.option("--latents", type=_PATH, help="What `edm-engine invert` wrote, instead of the seeds' own.")
+@click.option("--offset-noise", type=float, default=0.0, show_default=True, help="Of whole channels of the latents.")
 @click.option("--noise", type=click.Choice(NOISES), default="philox", show_default=True, help="Random streams.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the network.")
 @click.option("--batch", type=int, default=64, show_default=True, help="Images evaluated together.")
@@ -38,6 +49,10 @@ def sample(
     model: str,
     seeds: list[int],
     classes: list[int] | None,
+    image: Path | None,
+    mask: Path | None,
+    latents: Path | None,
+    offset_noise: float,
     noise: str,
     dtype: str,
     batch: int,
@@ -49,21 +64,34 @@ def sample(
     **options: Any,
 ) -> None:
     """Draw one image a seed and write PNG files named by seed, with the settings beside them."""
-    given = click.get_current_context().params
-    settings = {name: value for name, value in given.items() if value is not None}
-    sampler = take_sampler(options)
+    context = click.get_current_context()
+    denoiser = checkpoints.load(model)
+    start = None if latents is None else _load_latents(latents)
+    if start is not None and context.get_parameter_source("seeds") is ParameterSource.DEFAULT:
+        seeds = list(range(len(start)))
+    settings = {name: value for name, value in (context.params | {"seeds": seeds}).items() if value is not None}
+    guidance = take_guidance(options, denoiser, len(seeds))
     engine = Engine(
-        checkpoints.load(model),
-        sampler=sampler,
+        denoiser,
+        sampler=take_sampler(options),
+        guidance=guidance,
         dtype=getattr(torch, dtype),
         backend=backend,
         device=device,
         batch_size=batch,
     )
     labels = [classes[i % len(classes)] for i in range(len(seeds))] if classes else None
-    batches = engine.stream(
-        seeds=seeds, class_labels=labels, noise=noise, progress=True
-    )  # refuses bad input before any file
+    shape = denoiser.img_shape
+    batches = engine.stream(  # refuses bad input before any file
+        seeds=seeds,
+        latents=start,
+        class_labels=labels,
+        noise=noise,
+        image=None if image is None else _one_a_seed(load_pngs(image, shape)[0], len(seeds)),
+        mask=None if mask is None else _one_a_seed(load_pngs(mask, (1, *shape[1:]))[0] > 0, len(seeds)),
+        offset_noise=offset_noise,
+        progress=True,
+    )
     pixels = []
     started = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
@@ -80,6 +108,18 @@ def sample(
         save_grid(torch.cat(pixels), out / "grid.png", columns=columns, labels=texts, scale=2)
     _write_settings(out / "settings.json", settings | {"images": len(seeds), "seconds": seconds})
     click.echo(f"{len(seeds)} images in {seconds:.1f} s, {len(seeds) / seconds:.2f} images/s, written to {out}")
+
+
+def _one_a_seed(images: torch.Tensor, count: int) -> torch.Tensor:
+    """One image stands for all."""
+    return images.expand(count, *images.shape[1:]) if len(images) == 1 else images
+
+
+def _load_latents(path: Path) -> torch.Tensor:
+    try:
+        return load_file(path)["latents"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is not a file of latents, as `edm-engine invert` writes: {error}") from None
 
 
 def _path(out: Path, seed: int, subdirs: bool) -> Path:

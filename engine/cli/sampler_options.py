@@ -7,7 +7,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
-from ..samplers import REGISTRY, Sampler
+from ..plan import Sampler
+from ..samplers import REGISTRY, AdaptiveSampler
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 # The option names of the published generate.py, where they differ from the parameters'.
@@ -32,14 +33,15 @@ def sampler_options(command: Command) -> Command:
     return choice(command)
 
 
-def take_sampler(options: dict[str, Any]) -> Sampler:
+def take_sampler(options: dict[str, Any]) -> Sampler | AdaptiveSampler:
     """The sampler that the options of `sampler_options` name; an option that it does not take is refused."""
     entry = REGISTRY[options["sampler"]]
     own = inspect.signature(entry.make).parameters
     given = {name: value for name, value in options.items() if name != "sampler" and value is not None}
     for name in sorted(set(given) - set(own)):
         raise click.UsageError(f"{name} is not an option of the sampler {entry.name}; it takes {', '.join(own)}")
-    return entry.make(**given)
+    made: Sampler | AdaptiveSampler = entry.make(**given)
+    return made
 
 
 def _click_type(annotation: Any) -> Any:

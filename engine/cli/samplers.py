@@ -9,9 +9,10 @@ import click
 from .. import checkpoints
 from ..backends import BACKENDS
 from ..files import atomic_path
-from ..plan import COLUMNS, Plan
+from ..plan import COLUMNS, Plan, Sampler
 from ..preconditioning import EDM
 from ..samplers import REGISTRY
+from .plot import plot_plan
 from .sampler_options import sampler_options, take_sampler
 
 
@@ -32,12 +33,17 @@ def samplers_command(markdown: bool) -> None:
 @sampler_options
 @click.option("--model", help="Compile for this network; without it for EDM preconditioning of any range.")
 @click.option("--table", "csv", type=click.Path(path_type=Path), help="Also write every column to a CSV file.")
-def plan(model: str | None, csv: Path | None, **options: Any) -> None:
+@click.option("--plot", type=click.Path(path_type=Path), help="Also draw sigma, step sizes and churn to a PNG file.")
+def plan(model: str | None, csv: Path | None, plot: Path | None, **options: Any) -> None:
     """Print the plan of a sampler: one row an evaluation."""
     sampler = take_sampler(options)
+    if not isinstance(sampler, Sampler):
+        raise click.UsageError(f"{options['sampler']} is adaptive: it has no table")
     preconditioning = checkpoints.load(model).preconditioning if model else EDM()
     compiled = Plan(sampler, preconditioning)
     click.echo(str(compiled))
+    if plot is not None:
+        plot_plan(compiled, plot)
     if csv is not None:
         lines = [",".join(COLUMNS), *(",".join(repr(float(v)) for v in row) for row in compiled.table)]
         with atomic_path(csv) as temporary:
@@ -51,6 +57,7 @@ def markdown_table() -> str:
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for e in REGISTRY.values():
         yes = {True: "yes", False: "no"}
-        cells = [f"`{e.name}`", e.order, e.evaluations, e.stochastic, yes[e.history], yes[e.zero_snr], fused, e.source]
+        where = fused if e.fused else "none: adaptive, no table"
+        cells = [f"`{e.name}`", e.order, e.evaluations, e.stochastic, yes[e.history], yes[e.zero_snr], where, e.source]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -20,4 +20,24 @@ class IntRange(click.ParamType):
         return numbers
 
 
+class FloatList(click.ParamType):
+    """``0.5`` or ``0.2,5``: numbers, as many as ``length`` if it is given."""
+
+    name = "floats"
+
+    def __init__(self, length: int | None = None) -> None:
+        self.length = length
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or self.length not in (None, len(numbers)):
+            self.fail(f"{value!r}; allowed: {self.length or 'one or more'} numbers with commas between", param, ctx)
+        return numbers
+
+
 DTYPES = ("float32", "bfloat16", "float16")

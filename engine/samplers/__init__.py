@@ -2,7 +2,8 @@
 
 from ..plan import Sampler
 from .ablation import AblationSampler, ablation
-from .ancestral import ddim, ddpm, euler_maruyama, langevin
+from .adaptive import AdaptiveSampler, rk45
+from .ancestral import ddim, ddpm, euler_maruyama, langevin, predictor_corrector
 from .base import Churn
 from .edm import EDMSampler, edm
 from .inversion import InversionSampler
@@ -22,6 +23,7 @@ __all__ = [
     "CHURN_PRESETS",
     "REGISTRY",
     "AblationSampler",
+    "AdaptiveSampler",
     "Churn",
     "EDMSampler",
     "Entry",
@@ -40,6 +42,8 @@ __all__ = [
     "langevin",
     "linear",
     "lms",
+    "predictor_corrector",
+    "rk45",
     "table",
     "unipc",
 ]

@@ -19,9 +19,13 @@ def ddim(sigmas: Sequence[float], eta: float = 0.0) -> Iterator[Row]:
         yield linear(sigma, x=down / sigma, D=1 - down / sigma, std=up, draw=i)
 
 
-@table(source="Ho, Jain, Abbeel 2020 (DDPM), Algorithm 2, posterior variance", stochastic="yes", zero_snr=True)
+@table(
+    source="Ho, Jain, Abbeel 2020 (DDPM), Algorithm 2, posterior variance; k-diffusion's Euler ancestral",
+    stochastic="yes",
+    zero_snr=True,
+)
 def ddpm(sigmas: Sequence[float]) -> Iterator[Row]:
-    """Ancestral sampling of the Markov chain, with the posterior's variance (beta tilde); also "Euler ancestral"."""
+    """Ancestral sampling of the Markov chain, with the posterior's variance (beta tilde)."""
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         kept = (sigma_next / sigma) ** 2  # of x; the posterior's mean is kept x + (1 - kept) D
         yield linear(sigma, x=kept, D=1 - kept, std=sigma_next * math.sqrt(1 - kept), draw=i)
@@ -31,9 +35,31 @@ def ddpm(sigmas: Sequence[float]) -> Iterator[Row]:
 def euler_maruyama(sigmas: Sequence[float]) -> Iterator[Row]:
     """The reverse SDE dx = -2 sigma score dsigma + sqrt(2 sigma) dw in steps of sigma^2; the last adds no noise."""
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
-        part = (sigma**2 - sigma_next**2) / sigma**2
-        std = math.sqrt(sigma**2 - sigma_next**2) if sigma_next > 0 else 0.0
-        yield linear(sigma, x=1 - part, D=part, std=std, draw=i)
+        yield _reverse_diffusion(sigma, sigma_next, i)
+
+
+def _reverse_diffusion(sigma: float, sigma_next: float, draw: int) -> Row:
+    part = (sigma**2 - sigma_next**2) / sigma**2
+    std = math.sqrt(sigma**2 - sigma_next**2) if sigma_next > 0 else 0.0
+    return linear(sigma, x=1 - part, D=part, std=std, draw=draw)
+
+
+@table(
+    source="Song et al. 2021 (score SDE), Algorithms 2 and 4 (VE)",
+    evaluations="2",
+    stochastic="yes",
+)
+def predictor_corrector(sigmas: Sequence[float], snr: float = 0.16) -> Iterator[Row]:
+    """At every level one Langevin corrector, then the reverse diffusion predictor; the last step adds no noise.
+
+    The corrector's step size is 2 (snr |z| / |score|)^2 with |z| / |score| taken at its expectation, sigma, instead of
+    measured in each batch: so it is a table, and a sample does not depend on its batch.
+    """
+    require("snr", snr, 0 < snr < 1, "a number between 0 and 1")
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
+        step = 2 * snr**2  # in units of sigma^2: x + step sigma^2 score + sqrt(2 step) sigma z
+        yield linear(sigma, x=1 - step, D=step, std=math.sqrt(2 * step) * sigma, draw=2 * i)
+        yield _reverse_diffusion(sigma, sigma_next, 2 * i + 1)
 
 
 @table(source="Song, Ermon 2019 (NCSN), Algorithm 1, and 2020 (NCSNv2)", evaluations="inner", stochastic="yes")

@@ -18,7 +18,7 @@ class InversionSampler(Sampler):
     solver: Literal["heun", "euler"] = "heun"
 
     @classmethod
-    def of(cls, sampler: EDMSampler) -> "InversionSampler":
+    def of(cls, sampler: object) -> "InversionSampler":
         """The inverse of a deterministic sampler. Raises ValueError for one that adds noise."""
         if not isinstance(sampler, EDMSampler) or sampler.churn.S_churn != 0 or sampler.levels.steps < 2:
             raise ValueError(f"sampler is {sampler!r}; allowed: samplers.edm with S_churn=0 and steps from 2")

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ..plan import Sampler
-
-Make = TypeVar("Make", bound=Callable[..., Sampler])
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -15,17 +13,19 @@ class Entry:
 
     source: paper and algorithm. order: of convergence on the ODE. evaluations: of the network, a step.
     stochastic: "no", "yes", or the condition under which it draws noise. history: whether it needs earlier steps.
-    zero_snr: whether it can start from infinite sigma.
+    zero_snr: whether it can start from infinite sigma. fused: whether it is a table that `advance` runs; if not, it is
+    adaptive and runs eagerly.
     """
 
     name: str
-    make: Callable[..., Sampler]
+    make: Callable[..., Any]
     source: str
     order: str
     evaluations: str
     stochastic: str
     history: bool
     zero_snr: bool
+    fused: bool
 
 
 REGISTRY: dict[str, Entry] = {}
@@ -39,11 +39,12 @@ def listed(
     stochastic: str = "no",
     history: bool = False,
     zero_snr: bool = False,
+    fused: bool = True,
 ) -> Callable[[Make], Make]:
     """Puts a function that makes a sampler on the list under its own name."""
 
     def put(make: Make) -> Make:
-        entry = Entry(make.__name__, make, source, order, evaluations, stochastic, history, zero_snr)
+        entry = Entry(make.__name__, make, source, order, evaluations, stochastic, history, zero_snr, fused)
         REGISTRY[make.__name__] = entry
         return make
 

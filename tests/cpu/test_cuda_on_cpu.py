@@ -43,8 +43,8 @@ class AdvanceCall(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ["samples", "channels", "pixels", "table", "base_row", "rows", "k"]),
         ("state_dtype", ctypes.c_int),
         *((name, ctypes.c_int64) for name in ["x", "slots", "slot_count"]),
-        *((name, Buffer) for name in ("F", "net_in")),
-        *((name, ctypes.c_int64) for name in ["c_noise", "bad_row", "seeds"]),
+        *((name, Buffer) for name in ("F", "G", "net_in")),
+        *((n, ctypes.c_int64) for n in ["copies", "c_noise", "bad_row", "guide_scale", "known", "seeds"]),
         *((name, Buffer) for name in ("latents", "eps")),
         ("draws", ctypes.c_int64),
     )
@@ -71,16 +71,16 @@ def shim(tmp_path_factory):
     return loaded
 
 
-def advance(shim, F, state, k=2):
-    error = shim.shim_advance(ctypes.byref(plain(native._call(F, state, k), AdvanceCall)))
+def advance(shim, F, state, k=2, G=None):
+    error = shim.shim_advance(ctypes.byref(plain(native._call(F, state, k, G), AdvanceCall)))
     assert error is None, error
 
 
-def compare(shim, F, state):
+def compare(shim, F, state, G=None):
     expected = copy.deepcopy(state)
-    reference.advance(F, expected, 2)
-    advance(shim, F, state)
-    for name in BUFFERS:
+    reference.advance(F, expected, 2, G)
+    advance(shim, F, state, 2, G)
+    for name in (*BUFFERS, *(["guide_scale"] if state.guide_scale is not None else [])):
         assert_same_bits(getattr(state, name), getattr(expected, name), name)
 
 
@@ -101,6 +101,15 @@ def test_ragged_shapes_and_more_channels(shim, shape, extra, padded):
             (Op.BEGIN, Op.CORRECT, Op.LINEAR), shape, layout=layout, extra_channels=extra, padded_channels=padded
         )
         compare(shim, *case.build())
+
+
+@pytest.mark.parametrize("net_dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 5, 7)], ids=str)
+def test_guidance_and_known_pixels(shim, net_dtype, shape):
+    for layout, state_dtype in [(torch.contiguous_format, torch.float64), (torch.channels_last, torch.float32)]:
+        case = Case(tuple(Op), shape, state_dtype, net_dtype, layout, guided=True, known=True, seed=3)
+        F, state = case.build()
+        compare(shim, F, state, case.other(F))
 
 
 def test_memory_that_is_not_aligned_to_16_bytes(shim):

@@ -46,7 +46,7 @@ def moved(state, device="cuda"):
 
 
 def same(state, expected, what):
-    for name in BUFFERS:
+    for name in (*BUFFERS, *(["guide_scale"] if state.guide_scale is not None else [])):
         assert_same_bits(getattr(state, name).cpu(), getattr(expected, name), f"{name} of {what}")
 
 
@@ -56,8 +56,9 @@ def check(backend, case, edit=lambda F: F):
     F, state = case.build()
     F = None if set(case.ops) == {Op.BEGIN} else edit(F)
     there = moved(state)
-    backend.advance(None if F is None else F.to("cuda"), there, 2)
-    reference.advance(F, state, 2)
+    G = None if F is None else case.other(F)
+    backend.advance(None if F is None else F.to("cuda"), there, 2, None if G is None else G.to("cuda"))
+    reference.advance(F, state, 2, G)
     assert there.net_in.stride() == state.net_in.stride()
     same(there, state, case)
 
@@ -82,6 +83,14 @@ def test_each_op_on_ragged_shapes(backend, op, shape):
         extra, padded = more
         case = Case((op,) * 3, shape, state_dtype, torch.bfloat16, layout, seed=1)
         check(backend, replace(case, extra_channels=extra, padded_channels=padded))
+
+
+@pytest.mark.parametrize("net_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_guidance_and_known_pixels(backend, net_dtype, layout):
+    for shape, state_dtype in itertools.product([(3, 64, 64), (3, 5, 7), (1, 28, 28)], STATES):
+        case = Case(tuple(Op) * 2, shape, state_dtype, net_dtype, layout, guided=True, known=True)
+        check(backend, case)
 
 
 def test_any_layout_of_the_network_output(backend):

@@ -55,6 +55,32 @@ def test_more_channels_than_the_image(backend, layout, extra, padded):
         check(backend, Case(tuple(Op), shape, layout=layout, extra_channels=extra, padded_channels=padded))
 
 
+@backends
+@pytest.mark.parametrize("net_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 15, 13), (7,)], ids=str)
+def test_guidance_and_known_pixels(backend, net_dtype, layout, shape):
+    for seed, (guided, known, state_dtype) in enumerate(zip((1, 0, 1), (0, 1, 1), (*STATES, STATES[0]), strict=True)):
+        case = Case(tuple(Op), shape, state_dtype, net_dtype, layout, guided=guided, known=known, seed=seed)
+        check(backend, case)
+
+
+@backends
+def test_one_sample_alone_has_its_copies(backend):
+    check(backend, Case((Op.EULER,), (3, 4, 4), guided=True))
+
+
+@pytest.mark.parametrize("backend", HERE, ids=lambda b: b.name)
+def test_rescaling_a_constant_changes_nothing(backend):
+    """There is no spread to restore: the factor is 1, not a division by zero."""
+    F, state = Case((Op.EULER,), (3, 8, 8), guided=True, churn=False).build()
+    state.table[:, COLUMNS.index("guide_F")] = state.table[:, COLUMNS.index("rescale")] = 1.0
+    state.table[:, COLUMNS.index("guide_G")] = -1.0
+    backend.advance(F, state, 2, F.clone())
+    assert state.guide_scale.tolist() == [1.0]
+    assert state.bad_row.tolist() == [-1]
+
+
 # Every number a plan may hold: both signs, denormals, and far beyond sigma's 1e-5 to 1e5.
 numbers = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 5e-324, 2.2e-308, 1e-45, 1.1e-38]),
@@ -66,7 +92,7 @@ singles = st.floats(-(2.0**100), 2.0**100, width=32)  # the columns that are flo
 
 
 @st.composite
-def rows(draw, slots):
+def rows(draw, slots, guided):
     """One legal row. Infinite is only sigma, of BEGIN and of LINEAR rows: at zero SNR there is no other form of it."""
     op = draw(st.sampled_from(list(Op)))
     row = Row(
@@ -86,13 +112,17 @@ def rows(draw, slots):
         row = row.then(**sums, keep_slot=keep, store_slot=store if store != keep else -1)
     if op is not Op.PREDICT:
         row = row.then(ratio=draw(numbers), std=abs(draw(numbers)))
+    if guided:
+        row = row.then(guide_F=draw(numbers), guide_G=draw(numbers), rescale=draw(st.floats(0, 1)))
     return row
 
 
-cases = st.integers(1, 4).flatmap(
-    lambda slots: st.builds(
+cases = st.tuples(st.integers(1, 4), st.booleans()).flatmap(
+    lambda drawn: st.builds(
         Case,
-        rows=st.lists(rows(slots), min_size=1, max_size=6).map(tuple),
+        guided=st.just(drawn[1]),
+        known=st.booleans(),
+        rows=st.lists(rows(*drawn), min_size=1, max_size=6).map(tuple),
         shape=st.one_of(
             st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 12)),
             st.tuples(st.integers(1, 40)),
@@ -103,7 +133,7 @@ cases = st.integers(1, 4).flatmap(
         noise=st.sampled_from(["philox", "float32", "float64"]),
         extra_channels=st.integers(0, 1),
         padded_channels=st.integers(0, 1),
-        slots=st.just(slots),
+        slots=st.just(drawn[0]),
         seed=st.integers(0, 2**31),
     )
 )
@@ -166,6 +196,8 @@ def reads_slot_3(state):
         (Op.BEGIN, lambda s: setattr(s, "noise", Noise(s.noise.shape)), ValueError, "neither seeds nor a buffer"),
         (Op.PREDICT, lambda s: setattr(s, "slots", s.slots[:0]), ValueError, "a slot that is not allocated"),
         (Op.LINEAR, lambda s: reads_slot_3(s), ValueError, "a slot that is not allocated"),
+        (Op.EULER, lambda s: s.table[:, COLUMNS.index("guide_G")].fill_(2), ValueError, "guided.*G.* None"),
+        (Op.EULER, lambda s: s.table[:, COLUMNS.index("rescale")].fill_(1), ValueError, "guide_scale is not allocated"),
     ],
 )
 def test_a_row_that_cannot_be_carried_out_is_refused(backend, op, change, error, message):

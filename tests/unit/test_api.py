@@ -339,3 +339,51 @@ def test_starting_from_an_image(noise, scaling):
     assert (start(0.1) - image).abs().max() > 0.05
     with pytest.raises(ValueError, match=r"image has shape \[2, 2, 4, 6\]; allowed: a tensor \[3, 2, 4, 6\]"):
         draw(denoiser, seeds=seeds, image=image[:2])
+
+
+def test_inpainting_keeps_what_is_known_and_draws_the_rest():
+    denoiser = wavy(EDM(), (2, 4, 6))
+    image = torch.linspace(-1, 1, 3 * 48).reshape(3, 2, 4, 6)
+    mask = torch.zeros(3, 1, 4, 6, dtype=torch.bool)
+    mask[..., :3] = True
+    for sampler in (SAMPLER, engine.samplers.edm(steps=4, S_churn=20), engine.samplers.dpmpp_2m(steps=4)):
+        for backend in ("reference", "cpu"):
+            drawn = draw(denoiser, sampler=sampler, image=image, mask=mask, backend=backend, batch_size=2)
+            known = mask.expand(image.shape)
+            assert torch.equal(drawn[known], image[known])
+            free = draw(denoiser, sampler=sampler, image=image)
+            assert torch.equal(drawn[~known], free[~known])  # an elementwise network: the rest does not notice
+    everything = draw(denoiser, image=image, mask=torch.ones(4, 6, dtype=torch.bool))
+    assert torch.equal(everything, image)
+
+
+def test_offset_noise_shifts_channels_as_a_whole():
+    denoiser = wavy(EDM(), (2, 4, 6))
+    zero = engine.samplers.edm(steps=1)
+    shift = []
+    for seeds in ([1, 2], [2]):
+        unit = engine.noise.normal(seeds, 0, (2, 4, 6)).double()
+        offset = engine.noise.normal(seeds, 2**63 - 2, (2,)).double()[:, :, None, None]
+        shift.append(unit + 0.3 * offset)
+        drawn = draw(denoiser, seeds=seeds, sampler=zero, offset_noise=0.3)
+        assert torch.equal(drawn, draw(denoiser, seeds=None, latents=shift[-1], sampler=zero))
+    assert torch.equal(shift[0][1], shift[1][0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask": torch.ones(4, 6, dtype=torch.bool)}, "mask is given, and image is None"),
+        (
+            {"image": torch.zeros(3, 2, 4, 6), "mask": torch.ones(4, 6)},
+            "mask is torch.float32.*; allowed: a bool tensor",
+        ),
+        ({"image": torch.zeros(3, 2, 4, 6), "mask": torch.ones(5, 6) > 0}, r"broadcasts to \[3, 2, 4, 6\]"),
+        ({"image": torch.full((3, 2, 4, 6), torch.nan)}, "of finite numbers"),
+        ({"offset_noise": -1.0}, "offset_noise is -1.0; allowed: a number from 0"),
+        ({"offset_noise": 0.1, "seeds": None, "latents": torch.zeros(3, 2, 4, 6)}, "drawn from seeds"),
+    ],
+)
+def test_bad_images_and_masks_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        draw(**options)

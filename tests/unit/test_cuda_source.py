@@ -65,7 +65,7 @@ def check_contract(ptx):
         assert not name.startswith(("fma.", "mad.")), name
         assert ".approx" not in name and ".ftz" not in name, name  # noqa: PT018
         if name.startswith(("div.", "sqrt.", "rcp.")):
-            assert name in ("div.rn.f32", "div.rn.f64", "sqrt.rn.f32"), name
+            assert name in ("div.rn.f32", "div.rn.f64", "sqrt.rn.f32", "sqrt.rn.f64"), name
     assert "sqrt.rn.f32" in floating
     return floating
 
@@ -74,6 +74,7 @@ def test_advance_holds_the_contract(advance):
     floating = check_contract(advance[0])
     assert "div.rn.f64" in floating
     assert "div.rn.f32" in floating
+    assert "sqrt.rn.f64" in floating  # of guide_scale
     # float64 states round to float32, float32 to float16, each to nearest even
     assert "cvt.rn.f32.f64" in floating
     assert "cvt.rn.f16.f32" in floating

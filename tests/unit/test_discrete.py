@@ -115,7 +115,7 @@ def discrete_gaussian(**options):
     return engine.Denoiser(DiscreteGaussian(pre), pre, img_shape=(4,))
 
 
-SAMPLERS = {name: entry for name, entry in REGISTRY.items() if name not in ("edm", "ablation")}
+SAMPLERS = {name: entry for name, entry in REGISTRY.items() if name not in ("edm", "ablation", "rk45")}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -21,8 +21,9 @@ LAYERS = [
     },
     {"networks", "networks.song", "networks.dhariwal", "plan", "state"},
     {"samplers", "samplers.base", "samplers.levels", "samplers.registry", "reference", "denoiser", "images"},
-    {"backends", "networks.ideal", "checkpoints"},
-    {"loop", "job", "torch_noise"},
+    {"backends", "networks.ideal", "checkpoints", "prepare", "guidance"},
+    {"loop", "adaptive", "job", "torch_noise"},
+    {"engine"},
     {"api"},
     {
         "metrics.classifier",

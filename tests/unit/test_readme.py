@@ -18,7 +18,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert (tmp_path / "out" / "sneakers.png").exists()
-    assert namespace["images"].shape == (4, 1, 32, 32)
+    assert namespace["images"].shape == (3, 1, 32, 32)
 
 
 def test_files_it_shows_exist():

@@ -48,11 +48,12 @@ def launched(monkeypatch):
     """launched(module, kernel name, call) -> the launch that call() makes."""
 
     def record(module, name, call):
-        recorder = Recorder()
-        monkeypatch.setattr(module, name, recorder)
+        recorders = {kernel: Recorder() for kernel in vars(module) if re.fullmatch(r"_\w+_kernel", kernel)}
+        for kernel, recorder in recorders.items():
+            monkeypatch.setattr(module, kernel, recorder)
         call()
         monkeypatch.undo()
-        return recorder
+        return recorders[name]
 
     return record
 
@@ -172,6 +173,24 @@ def test_advance_of_ragged_samples_compiles(launched, tmp_path):
     check_arithmetic(compiled(advance._advance_kernel, launch, 90, tmp_path).asm["ptx"])
 
 
+@pytest.mark.parametrize(("net", "layout", "sm"), [(BF16, LAST, 90), (F32, FLAT, 80), (F16, LAST, 100)], ids=str)
+def test_guidance(launched, tmp_path, net, layout, sm):
+    case = Case((Op.EULER,) * 2, (3, 32, 32), F64, net, layout, guided=True, known=True)
+    F, buffers = case.build()
+    step = lambda: backend.advance(F, buffers, 2, case.other(F))  # noqa: E731
+    result = compiled(advance._advance_kernel, launched(advance, "_advance_kernel", step), sm, tmp_path)
+    check_arithmetic(result.asm["ptx"])
+    used = resources(result.asm["cubin"], tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0, used
+    assert used["REG"] <= 72, used
+    result = compiled(advance._guide_scale_kernel, launched(advance, "_guide_scale_kernel", step), sm, tmp_path)
+    done = check_arithmetic(result.asm["ptx"])
+    assert done["sqrt.rn.f64"] >= 1
+    assert done["div.rn.f64"] >= 1
+    used = resources(result.asm["cubin"], tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0, used
+
+
 @pytest.mark.parametrize("sm", [80, 90, 100])
 def test_normal(launched, tmp_path, sm):
     seeds, out = torch.zeros(2, dtype=torch.int64), torch.empty(2, 3, 32, 32)
@@ -204,4 +223,4 @@ def test_every_kernel_is_tested_here():
     found = {
         name for path in folder.glob("*.py") for name in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.M)
     }
-    assert found == {"_advance_kernel", "_normal_kernel"}
+    assert found == {"_advance_kernel", "_guide_scale_kernel", "_normal_kernel"}

@@ -49,6 +49,8 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** a
                                *static_cast<const std::uint64_t**>(arguments[1]), *static_cast<float**>(arguments[2]),
                                *static_cast<std::int64_t*>(arguments[3]), *static_cast<std::int64_t*>(arguments[4]));
         };
+    } else if (kernel == reinterpret_cast<const void*>(&edm::guide_scale_kernel)) {
+        body = [=] { edm::guide_scale_kernel(*static_cast<edm::AdvanceCall*>(arguments[0])); };
     } else {
         const auto advance = reinterpret_cast<void (*)(edm::AdvanceCall, std::int64_t)>(const_cast<void*>(kernel));
         body = [=] {

@@ -1,0 +1,245 @@
+"""``Engine``: a denoiser prepared once, and its runs from seeds to images."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import adaptive, loop
+from .backends import select
+from .denoiser import Denoiser
+from .guidance import Guidance
+from .job import Asked, Job
+from .plan import Plan, Sampler
+from .prepare import device_of, find_device, prepare
+from .samplers import AdaptiveSampler, edm
+from .state import State
+
+_NETWORK_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_STATE_DTYPES = (torch.float64, torch.float32)
+_DEFAULT_BATCH = 64
+
+
+class NonFiniteError(ArithmeticError):
+    """A sample became infinite or NaN; the message names its seed, the row and the network's dtype."""
+
+
+class Engine:
+    """A denoiser prepared for repeated sampling: moved and cast once.
+
+    Parameters
+    ----------
+    denoiser: `Denoiser`; the engine works on a copy, which shares its tensors if neither dtype nor device changes.
+    sampler: default of `sample`; ``engine.samplers.edm()`` if None. guidance: default of `sample`, one of
+    `engine.guidance`, or None.
+    dtype: the network's dtype; None keeps the denoiser's own.
+    state_dtype: the solver's, float64 or float32. output_dtype: of the images returned.
+    backend: "auto" or a name from `engine.backends`. device: None keeps the denoiser's own.
+    batch_size: samples evaluated together at most; None means 64.
+    on_nonfinite: what to do when a sample becomes infinite or NaN: "raise" `NonFiniteError`, or "rerun" that sample
+    alone with a float32 network (and raise if it happens again, or if the network is no half precision one).
+
+    Raises ValueError naming the argument, what was given and what is allowed.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        sampler: Sampler | AdaptiveSampler | None = None,
+        guidance: Guidance | None = None,
+        dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype = torch.float64,
+        output_dtype: torch.dtype = torch.float32,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        batch_size: int | None = None,
+        on_nonfinite: Literal["raise", "rerun"] = "raise",
+    ) -> None:
+        if not isinstance(denoiser, Denoiser):
+            raise ValueError(f"denoiser is a {type(denoiser).__name__}; allowed: an engine.Denoiser")
+        _require_one_of("dtype", dtype or denoiser.dtype, _NETWORK_DTYPES)
+        _require_one_of("state_dtype", state_dtype, _STATE_DTYPES)
+        if not (isinstance(output_dtype, torch.dtype) and output_dtype.is_floating_point):
+            raise ValueError(f"output_dtype is {output_dtype}; allowed: a floating dtype (engine.to_uint8 makes bytes)")
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise ValueError(f"batch_size is {batch_size}; allowed: an integer from 1, or None")
+        _require_one_of("on_nonfinite", on_nonfinite, ("raise", "rerun"))
+        self.sampler = sampler or edm()
+        self.device = find_device(device) if device is not None else device_of(denoiser)
+        self.backend = select(backend, self.device, state_dtype, dtype or denoiser.dtype)
+        self.state_dtype, self.output_dtype = state_dtype, output_dtype
+        self.batch_size = batch_size or _DEFAULT_BATCH
+        self.denoiser = prepare(denoiser, dtype or denoiser.dtype, self.device)
+        self.guidance, self._prepared_guidance = guidance, self._take(guidance)
+        self.on_nonfinite = on_nonfinite
+        self._source = denoiser  # what a rerun in float32 starts from
+
+    def sample(
+        self,
+        *,
+        sampler: Sampler | AdaptiveSampler | None = None,
+        guidance: Guidance | None = None,
+        progress: bool = False,
+        **asked: Unpack[Asked],
+    ) -> Tensor:
+        """Draw one image a seed: [N, C, *spatial] in ``output_dtype`` on the engine's device. See `engine.sample`."""
+        batches = list(self.stream(sampler=sampler, guidance=guidance, progress=progress, **asked))
+        return torch.cat([images for _, images in batches])
+
+    def stream(
+        self,
+        *,
+        sampler: Sampler | AdaptiveSampler | None = None,
+        guidance: Guidance | None = None,
+        progress: bool = False,
+        **asked: Unpack[Asked],
+    ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """Like `sample`, batch by batch: yields (where the images stand in what was asked for, images).
+
+        The whole job is checked by this call; the work is done as the iterator is read.
+        """
+        sampler = self.sampler if sampler is None else sampler
+        prepared = self._prepared_guidance if guidance is None else self._take(guidance)
+        if not isinstance(sampler, Sampler | AdaptiveSampler):
+            raise ValueError(f"sampler is {sampler!r}; allowed: an engine.Sampler, such as engine.samplers.edm()")
+        plan = Plan(sampler.ends if isinstance(sampler, AdaptiveSampler) else sampler, self.denoiser.preconditioning)
+        job = Job.check(self.denoiser, plan, self.device, **asked)
+        run = _Run(plan, *_guided(plan, prepared, len(job.positions)), prepared, guidance or self.guidance)
+        if isinstance(sampler, AdaptiveSampler):
+            if prepared is not None:
+                raise ValueError(f"guidance is {type(prepared).__name__}; allowed: None, with the adaptive {sampler}")
+            run = replace(run, adaptive=sampler)
+        return self._stream(run, job.batches(self.batch_size), progress)
+
+    def _take(self, guidance: Guidance | None) -> Guidance | None:
+        """Guidance ready for this engine. Raises ValueError if it cannot guide its denoiser."""
+        if guidance is None:
+            return None
+        if not isinstance(guidance, Guidance):
+            raise ValueError(f"guidance is {guidance!r}; allowed: one of engine.guidance, or None")
+        guidance.check(self.denoiser)
+        return guidance.prepared(lambda denoiser: prepare(denoiser, self.denoiser.dtype, self.device))
+
+    def _stream(self, run: "_Run", batches: list[Job], progress: bool) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        total = None if run.adaptive else len(batches) * run.plan.nfe
+        with tqdm(total=total, unit="eval", desc="sampling", disable=not progress) as bar:
+            for batch in batches:
+                with torch.no_grad():
+                    images = self._run(run, batch, lambda: bar.update() and None).to(self.output_dtype)
+                yield batch.positions, images
+
+    def _run(self, run: "_Run", job: Job, tick: Callable[[], None]) -> Tensor:
+        """All samples of a job in one batch; the solver's final state."""
+        base_row = torch.tensor([run.base_row[position] for position in job.positions])
+        state = State.allocate(
+            torch.tensor(run.table, device=self.device),
+            run.plan.slots,
+            job.noise_on(self.device),
+            base_row.to(self.device),
+            state_dtype=self.state_dtype,
+            net_dtype=self.denoiser.dtype,
+            net_channels=self.denoiser.net_channels,
+            copies=run.guidance.copies if run.guidance else 1,
+            rescales=bool(run.guidance and run.guidance.rescale),
+            known=None if job.known is None else job.known.to(self.device).contiguous(),
+        )
+        labels = None if job.labels is None else job.labels.to(self.device)
+        if run.adaptive:
+            self._solve(run, run.adaptive, state, labels, tick)
+        else:
+            loop.run(self._network(run, state, labels), state, run.plan.nfe, self.backend, tick)
+        broken = [sample for sample, row in enumerate(state.bad_row.tolist()) if row >= 0]
+        if broken:
+            state.x[broken] = self._rerun(run, job, broken, state.bad_row)
+        return state.x
+
+    def _network(self, run: "_Run", state: State, labels: Tensor | None) -> loop.Network:
+        """The evaluation that each row needs: with guidance, or, where no sample's row has it, without."""
+        guidance, count = run.guidance, len(state.x)
+        both = guidance.labels(labels) if guidance else labels
+
+        def network(net_in: Tensor, c_noise: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+            if guidance and run.guided_rows[k + 1]:
+                return guidance.evaluate(self.denoiser, net_in, c_noise, both, run.plan.sigmas[k])
+            return self.denoiser.call_network(net_in[:count], c_noise[:count], labels), None
+
+        return network
+
+    def _solve(
+        self, run: "_Run", sampler: AdaptiveSampler, state: State, labels: Tensor | None, tick: Callable[[], None]
+    ) -> None:
+        """The adaptive solver between the ends of the plan, then its step to 0."""
+
+        def denoise(x: Tensor, sigma: Tensor, samples: Tensor) -> Tensor:
+            D = self.denoiser(x, sigma, None if labels is None else labels[samples])
+            known = torch.full_like(D, torch.nan) if state.known is None else state.known[samples].to(D.dtype)
+            return torch.where(known.isnan(), D, known)
+
+        self.backend.advance(None, state, 0)
+        high, low = run.plan.sigmas
+        x, _ = adaptive.solve(denoise, state.x, high, low, sampler, tick)
+        everyone = torch.arange(len(x), device=self.device)
+        state.x.copy_(denoise(x, torch.full([len(x)], low, device=self.device), everyone))
+        tick()
+        state.bad_row[~torch.isfinite(state.x).flatten(1).all(1)] = 1
+
+    def _rerun(self, run: "_Run", job: Job, broken: list[int], bad_row: Tensor) -> Tensor:
+        """The samples that did not stay finite, each alone in float32, if that was asked for."""
+        first = broken[0]
+        what = (
+            f"{job.name(first)}{f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''} became non-finite at row "
+            f"{int(bad_row[first])} of the plan; network dtype {self.denoiser.dtype}, state dtype {self.state_dtype}"
+        )
+        if self.on_nonfinite == "raise" or self.denoiser.dtype not in (torch.float16, torch.bfloat16):
+            raise NonFiniteError(what)
+        warnings.warn(f"{what}; run again in float32", RuntimeWarning, stacklevel=4)
+        careful = Engine(
+            self._source,
+            dtype=torch.float32,
+            state_dtype=self.state_dtype,
+            backend=self.backend.name,
+            device=self.device,
+        )
+        run = replace(run, guidance=careful._take(run.given))
+        return torch.cat([careful._run(run, job.take([sample]), lambda: None) for sample in broken])
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How a job is carried out: its plan, and the tables of all weights of guidance one below the other.
+
+    base_row: where each sample's table begins. guided_rows: which rows need the second evaluation for any sample.
+    given: the guidance before it was prepared for this engine's dtype.
+    """
+
+    plan: Plan
+    table: np.ndarray
+    base_row: tuple[int, ...]
+    guided_rows: tuple[bool, ...]
+    guidance: Guidance | None
+    given: Guidance | None
+    adaptive: AdaptiveSampler | None = None
+
+
+def _guided(plan: Plan, guidance: Guidance | None, count: int) -> tuple[np.ndarray, tuple[int, ...], tuple[bool, ...]]:
+    """table, base_row and guided_rows of `_Run`."""
+    plans, weights = ({0.0: plan}, [0.0] * count) if guidance is None else guidance.plans(plan, count)
+    first = {weight: index * len(plan.rows) for index, weight in enumerate(plans)}
+    guided = tuple(
+        any(row.guide_G != 0 for row in rows) for rows in zip(*(p.rows for p in plans.values()), strict=True)
+    )
+    return np.concatenate([p.table for p in plans.values()]), tuple(first[w] for w in weights), guided
+
+
+_T = TypeVar("_T")
+
+
+def _require_one_of(name: str, value: _T, allowed: tuple[_T, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")

@@ -1,0 +1,39 @@
+"""A denoiser made ready for an engine: its device checked, its network moved and cast, the caller's own left alone."""
+
+import copy
+
+import torch
+
+from .denoiser import Denoiser
+from .networks.precision import cast_network, is_cast
+
+
+def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Denoiser:
+    """A copy of the denoiser in eval mode; tensors are copied only if they must change."""
+    if is_cast(denoiser.model, dtype) and device == device_of(denoiser):
+        shared = {id(t): t for t in (*denoiser.parameters(), *denoiser.buffers())}
+        return copy.deepcopy(denoiser, shared).eval()
+    prepared = copy.deepcopy(denoiser).to(device).eval()
+    cast_network(prepared.model, dtype)
+    return prepared
+
+
+def find_device(device: torch.device | str) -> torch.device:
+    """A device that is there, with its index."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}; allowed: 'cpu', 'cuda', 'cuda:0' and so on")
+    if found.type == "cpu":
+        return torch.device("cpu")
+    index = found.index or 0
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"device is {device!r}; allowed: 'cpu', or one of {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)
+
+
+def device_of(denoiser: Denoiser) -> torch.device:
+    """Where its first parameter or buffer lies; the CPU if it has none."""
+    return next((t.device for t in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
