@@ -18,6 +18,7 @@ _PRECONDITIONINGS: dict[str, tuple[type[Preconditioning], str]] = {
     "VEPrecond": (pre.VE, "SongUNet"),
     "iDDPMPrecond": (pre.IDDPM, "DhariwalUNet"),
     "EDMPrecond": (pre.EDM, "DhariwalUNet"),
+    "DiscretePrecond": (pre.Discrete, "SongUNet"),  # ours: no published config has discrete timesteps
 }
 
 

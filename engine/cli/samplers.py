@@ -32,21 +32,23 @@ def samplers_command(markdown: bool) -> None:
 @click.command()
 @sampler_options
 @click.option("--model", help="Compile for this network; without it for EDM preconditioning of any range.")
-@click.option("--table", "csv", type=click.Path(path_type=Path), help="Also write every column to a CSV file.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Also draw sigma, step sizes and churn to a PNG file.")
-def plan(model: str | None, csv: Path | None, plot: Path | None, **options: Any) -> None:
+@click.option("--table", is_flag=False, flag_value="-", help="Every column as CSV, printed or written to a file.")
+@click.option(
+    "--plot", is_flag=False, flag_value="plan.png", help="Draw sigma, step sizes and churn: plan.png or a file."
+)
+def plan(model: str | None, table: str | None, plot: str | None, **options: Any) -> None:
     """Print the plan of a sampler: one row an evaluation."""
     sampler = take_sampler(options)
     if not isinstance(sampler, Sampler):
         raise click.UsageError(f"{options['sampler']} is adaptive: it has no table")
     preconditioning = checkpoints.load(model).preconditioning if model else EDM()
     compiled = Plan(sampler, preconditioning)
-    click.echo(str(compiled))
+    lines = [",".join(COLUMNS), *(",".join(repr(float(v)) for v in row) for row in compiled.table)]
+    click.echo("\n".join(lines) if table == "-" else str(compiled))
     if plot is not None:
-        plot_plan(compiled, plot)
-    if csv is not None:
-        lines = [",".join(COLUMNS), *(",".join(repr(float(v)) for v in row) for row in compiled.table)]
-        with atomic_path(csv) as temporary:
+        plot_plan(compiled, Path(plot))
+    if table not in (None, "-"):
+        with atomic_path(Path(table)) as temporary:
             temporary.write_text("\n".join(lines) + "\n")
 
 

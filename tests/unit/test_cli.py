@@ -94,6 +94,22 @@ def test_every_sampler_from_the_command_line(monkeypatch, tmp_path, options, sam
         assert np.array_equal(np.asarray(Image.open(out / f"001000/{seed:06d}.png")), image[0].numpy())
 
 
+def test_a_model_of_discrete_timesteps(monkeypatch, tmp_path, capsys):
+    network = {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+    kind = {"class_name": "DiscretePrecond", "schedule": "cosine", "zero_snr": True, "prediction": "v"}
+    denoiser = engine.Denoiser.from_config(kind | network | {"img_resolution": 8, "img_channels": 3, "label_dim": 0})
+    model = tmp_path / "model.safetensors"
+    engine.save(denoiser, model)
+    out, options = tmp_path / "out", ["--sampler", "ddim", "--steps", "3", "--eta", "0", "--timesteps", "trailing"]
+    assert run(monkeypatch, "sample", "--model", model, "--seeds", "5", "--out", out, *options) == 0
+    sampler = engine.samplers.ddim(3, discretization="trailing")
+    drawn = engine.to_uint8(engine.sample(engine.load(model), seeds=[5], sampler=sampler))
+    assert np.array_equal(np.asarray(Image.open(out / "000005.png")), drawn[0].permute(1, 2, 0).numpy())
+    capsys.readouterr()
+    assert run(monkeypatch, "plan", "--model", model, *options) == 0
+    assert "inf" in capsys.readouterr().out
+
+
 def test_an_option_of_another_sampler_is_refused(monkeypatch, tmp_path, capsys):
     arguments = ["--model", "fashion-mnist", "--out", tmp_path / "out", "--sampler", "edm", "--eta", "1"]
     assert run(monkeypatch, "sample", *arguments) == 2
@@ -107,6 +123,8 @@ def test_plans_and_samplers_are_printed(monkeypatch, tmp_path, capsys):
     table = tmp_path / "plan.csv"
     assert run(monkeypatch, "plan", "--sampler", "unipc", "--steps", "4", "--table", table) == 0
     assert "4 steps, 4 network evaluations" in capsys.readouterr().out
+    assert run(monkeypatch, "plan", "--table", "--sampler", "unipc", "--steps", "4") == 0
+    assert capsys.readouterr().out == table.read_text()
     rows = np.genfromtxt(table, delimiter=",", names=True)
     expected = engine.Plan(engine.samplers.unipc(4), engine.preconditioning.EDM()).table
     assert np.array_equal(np.array(rows.tolist()), expected, equal_nan=True)

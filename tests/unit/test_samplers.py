@@ -167,7 +167,13 @@ class Mixture(nn.Module):
 @pytest.mark.parametrize(
     ("name", "options", "steps"),
     [
+        ("edm", {}, 40),
         ("edm", {"S_churn": 100.0}, 200),
+        ("ablation", {"schedule": "vp", "scaling": "vp", "discretization": "vp"}, 60),
+        ("ddim", {}, 200),
+        ("dpmpp_2m", {}, 60),
+        ("dpmpp_2s", {}, 40),
+        ("lms", {}, 60),
         ("ddpm", {}, 200),
         ("ddim", {"eta": 0.5}, 200),
         ("euler_maruyama", {}, 400),
@@ -179,8 +185,20 @@ class Mixture(nn.Module):
     ids=lambda v: str(v),
 )
 def test_samples_have_the_distribution_of_the_data(name, options, steps):
+    check_distribution(REGISTRY[name].make(steps=steps, sigma_min=0.02, sigma_max=30, **options))
+
+
+def test_every_sampler_has_its_distribution_tested():
+    marks = test_samples_have_the_distribution_of_the_data.pytestmark
+    assert {name for name, *_ in marks[0].args[1]} == set(TABLES)
+
+
+def test_rk45_has_the_distribution_of_the_data():
+    check_distribution(samplers.rk45(sigma_min=0.02, sigma_max=30))
+
+
+def check_distribution(sampler):
     count = 20_000
-    sampler = REGISTRY[name].make(steps=steps, sigma_min=0.02, sigma_max=30, **options)
     denoiser = engine.Denoiser(Mixture(), Direct(), img_shape=(1,))
     x = engine.sample(denoiser, seeds=range(count), sampler=sampler, batch_size=count).flatten().double()
     left = (x < -0.25).double().mean()
