@@ -123,7 +123,7 @@ void check_call(const AdvanceCall& call) {
     require_address("seeds", call.seeds, 8, true);
     require_network("F", call.F, true);
     require_network("G", call.G, true);
-    require(call.G.address == 0 || call.G.dtype == call.F.dtype, "G must have the dtype of F");
+    require(call.F.address == 0 || call.G.address == 0 || call.G.dtype == call.F.dtype, "G must have the dtype of F");
     require(call.copies >= 1 && call.copies <= most / (call.samples > 0 ? call.samples : 1),
             "copies must be from 1, and not overflow, got " + std::to_string(call.copies));
     require_address("guide_scale", call.guide_scale, 8, true);

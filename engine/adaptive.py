@@ -27,6 +27,14 @@ _A = (  # the last stage is the fifth-order result, and its slope the next step'
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # fifth order less fourth
 
 
+class TooManyEvaluations(ArithmeticError):
+    """A sample takes more than ``max_nfe``; ``sample`` says which of the batch."""
+
+    def __init__(self, sample: int, what: str) -> None:
+        super().__init__(what)
+        self.sample = sample
+
+
 def solve(
     denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
     x: Tensor,
@@ -39,7 +47,7 @@ def solve(
 
     denoise(x [n, ...], sigma float32 [n], samples int64 [n]) -> D; ``samples`` says which of the batch these are.
     Returns x in its dtype, and the number of evaluations of each sample, int64 [B]. A sample that stops being finite
-    ends there. Raises ArithmeticError when one takes more than ``sampler.max_nfe`` evaluations.
+    ends as NaN. Raises `TooManyEvaluations` when one takes more than ``sampler.max_nfe``.
     """
 
     def slope(x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
@@ -73,14 +81,16 @@ def dormand_prince(
         factor = torch.where(~accepted | rejected[samples], factor.clamp(max=1.0), factor)
         moved = accepted | broken
         x[samples[moved]], first[samples[moved]] = x_next[moved], last[moved]
+        x[samples[broken]] = torch.nan  # also where only the error estimate is not finite: x has not arrived
         ended = (accepted & (step >= left)) | broken
         t[samples] = torch.where(moved, torch.where(ended, end, t_now + signed), t_now)
         h[samples], rejected[samples] = step * factor, ~accepted
         samples = samples[~ended]
         if len(samples) and int(nfe[samples].max()) + 6 > max_nfe:
-            raise ArithmeticError(
-                f"rk45: sample {int(samples[nfe[samples].argmax()])} of the batch needs more than max_nfe = {max_nfe} "
-                f"evaluations for rtol = {rtol}, atol = {atol}; allowed: larger ones"
+            worst_of_all = int(samples[nfe[samples].argmax()])
+            raise TooManyEvaluations(
+                worst_of_all,
+                f"more than max_nfe = {max_nfe} evaluations for rtol = {rtol}, atol = {atol}; allowed: larger ones",
             )
     return x, nfe
 

@@ -9,7 +9,7 @@ from .denoiser import Denoiser
 from .engine import Engine
 from .guidance import Guidance
 from .job import Labels, Seeds
-from .plan import Plan, Sampler
+from .plan import Sampler
 from .samplers import AdaptiveSampler, InversionSampler, edm
 
 
@@ -43,7 +43,7 @@ def sample(
     None lets each seed draw its class (conditional networks). guidance: one of `engine.guidance`. image: start from
     [N, C, *spatial] with noise added instead of from noise alone; the sampler's sigma_max says how much. mask: bool,
     broadcast to the image's shape: inpaint where it is false, keep the image where it is true (every evaluation's D is
-    then known there). offset_noise: standard deviation of noise added to each channel of the latents as a whole.
+    then known there, as float32). offset_noise: standard deviation of noise added to whole channels of the latents.
     progress: a bar over evaluations on stderr. The other arguments are those of `Engine`, which is the better choice
     for repeated calls.
 
@@ -91,4 +91,4 @@ def invert(
     inverse = InversionSampler.of(sampler or edm())
     engine = Engine(denoiser, sampler=inverse, **options)
     x = engine.sample(latents=images, class_labels=class_labels, progress=progress)
-    return x / Plan(inverse, denoiser.preconditioning).rows[-1].sigma
+    return x / inverse.levels.sigmas(denoiser.preconditioning)[0].item()

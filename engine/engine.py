@@ -1,8 +1,9 @@
 """``Engine``: a denoiser prepared once, and its runs from seeds to images."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import EllipsisType
 from typing import Literal, TypeVar, Unpack
 
 import numpy as np
@@ -70,7 +71,8 @@ class Engine:
         if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
             raise ValueError(f"batch_size is {batch_size}; allowed: an integer from 1, or None")
         _require_one_of("on_nonfinite", on_nonfinite, ("raise", "rerun"))
-        self.sampler = sampler or edm()
+        self.sampler = edm() if sampler is None else sampler
+        _require_sampler(self.sampler, guidance)
         self.device = find_device(device) if device is not None else device_of(denoiser)
         self.backend = select(backend, self.device, state_dtype, dtype or denoiser.dtype)
         self.state_dtype, self.output_dtype = state_dtype, output_dtype
@@ -84,11 +86,14 @@ class Engine:
         self,
         *,
         sampler: Sampler | AdaptiveSampler | None = None,
-        guidance: Guidance | None = None,
+        guidance: Guidance | EllipsisType | None = ...,
         progress: bool = False,
         **asked: Unpack[Asked],
     ) -> Tensor:
-        """Draw one image a seed: [N, C, *spatial] in ``output_dtype`` on the engine's device. See `engine.sample`."""
+        """Draw one image a seed: [N, C, *spatial] in ``output_dtype`` on the engine's device. See `engine.sample`.
+
+        sampler: None for the engine's own. guidance: ``...`` for the engine's own, None for none.
+        """
         batches = list(self.stream(sampler=sampler, guidance=guidance, progress=progress, **asked))
         return torch.cat([images for _, images in batches])
 
@@ -96,7 +101,7 @@ class Engine:
         self,
         *,
         sampler: Sampler | AdaptiveSampler | None = None,
-        guidance: Guidance | None = None,
+        guidance: Guidance | EllipsisType | None = ...,
         progress: bool = False,
         **asked: Unpack[Asked],
     ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
@@ -105,16 +110,14 @@ class Engine:
         The whole job is checked by this call; the work is done as the iterator is read.
         """
         sampler = self.sampler if sampler is None else sampler
-        prepared = self._prepared_guidance if guidance is None else self._take(guidance)
-        if not isinstance(sampler, Sampler | AdaptiveSampler):
-            raise ValueError(f"sampler is {sampler!r}; allowed: an engine.Sampler, such as engine.samplers.edm()")
+        given = self.guidance if guidance is ... else guidance
+        _require_sampler(sampler, given)
+        prepared = self._prepared_guidance if guidance is ... else self._take(given)
+        adaptive = sampler if isinstance(sampler, AdaptiveSampler) else None
         plan = Plan(sampler.ends if isinstance(sampler, AdaptiveSampler) else sampler, self.denoiser.preconditioning)
-        job = Job.check(self.denoiser, plan, self.device, **asked)
-        run = _Run(plan, *_guided(plan, prepared, len(job.positions)), prepared, guidance or self.guidance)
-        if isinstance(sampler, AdaptiveSampler):
-            if prepared is not None:
-                raise ValueError(f"guidance is {type(prepared).__name__}; allowed: None, with the adaptive {sampler}")
-            run = replace(run, adaptive=sampler)
+        job = Job.check(self.denoiser, plan, self.device, given.label_dim if given else 0, **asked)
+        plans, weights = prepared.plans(plan, len(job.positions)) if prepared else ({}, [])
+        run = _Run(plan, plans, weights, prepared, given, adaptive)
         return self._stream(run, job.batches(self.batch_size), progress)
 
     def _take(self, guidance: Guidance | None) -> Guidance | None:
@@ -136,43 +139,49 @@ class Engine:
 
     def _run(self, run: "_Run", job: Job, tick: Callable[[], None]) -> Tensor:
         """All samples of a job in one batch; the solver's final state."""
-        base_row = torch.tensor([run.base_row[position] for position in job.positions])
+        table, base_row, guided = run.table(job.positions)
         state = State.allocate(
-            torch.tensor(run.table, device=self.device),
+            torch.tensor(table, device=self.device),
             run.plan.slots,
             job.noise_on(self.device),
-            base_row.to(self.device),
+            torch.tensor(base_row, device=self.device),
             state_dtype=self.state_dtype,
             net_dtype=self.denoiser.dtype,
             net_channels=self.denoiser.net_channels,
             copies=run.guidance.copies if run.guidance else 1,
             rescales=bool(run.guidance and run.guidance.rescale),
-            known=None if job.known is None else job.known.to(self.device).contiguous(),
+            known=job.known_on(self.device),
         )
         labels = None if job.labels is None else job.labels.to(self.device)
         if run.adaptive:
-            self._solve(run, run.adaptive, state, labels, tick)
+            self._solve(run, run.adaptive, job, state, labels, tick)
         else:
-            loop.run(self._network(run, state, labels), state, run.plan.nfe, self.backend, tick)
+            loop.run(self._network(run, guided, state, labels), state, run.plan.nfe, self.backend, tick)
         broken = [sample for sample, row in enumerate(state.bad_row.tolist()) if row >= 0]
         if broken:
             state.x[broken] = self._rerun(run, job, broken, state.bad_row)
         return state.x
 
-    def _network(self, run: "_Run", state: State, labels: Tensor | None) -> loop.Network:
+    def _network(self, run: "_Run", guided: Sequence[bool], state: State, labels: Tensor | None) -> loop.Network:
         """The evaluation that each row needs: with guidance, or, where no sample's row has it, without."""
         guidance, count = run.guidance, len(state.x)
         both = guidance.labels(labels) if guidance else labels
 
         def network(net_in: Tensor, c_noise: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-            if guidance and run.guided_rows[k + 1]:
+            if guidance and guided[k + 1]:
                 return guidance.evaluate(self.denoiser, net_in, c_noise, both, run.plan.sigmas[k])
             return self.denoiser.call_network(net_in[:count], c_noise[:count], labels), None
 
         return network
 
     def _solve(
-        self, run: "_Run", sampler: AdaptiveSampler, state: State, labels: Tensor | None, tick: Callable[[], None]
+        self,
+        run: "_Run",
+        sampler: AdaptiveSampler,
+        job: Job,
+        state: State,
+        labels: Tensor | None,
+        tick: Callable[[], None],
     ) -> None:
         """The adaptive solver between the ends of the plan, then its step to 0."""
 
@@ -183,7 +192,10 @@ class Engine:
 
         self.backend.advance(None, state, 0)
         high, low = run.plan.sigmas
-        x, _ = adaptive.solve(denoise, state.x, high, low, sampler, tick)
+        try:
+            x, _ = adaptive.solve(denoise, state.x, high, low, sampler, tick)
+        except adaptive.TooManyEvaluations as error:
+            raise ArithmeticError(f"{job.name(error.sample)}: {error}") from None
         everyone = torch.arange(len(x), device=self.device)
         state.x.copy_(denoise(x, torch.full([len(x)], low, device=self.device), everyone))
         tick()
@@ -192,9 +204,11 @@ class Engine:
     def _rerun(self, run: "_Run", job: Job, broken: list[int], bad_row: Tensor) -> Tensor:
         """The samples that did not stay finite, each alone in float32, if that was asked for."""
         first = broken[0]
+        where = f"at row {int(bad_row[first]) % len(run.plan.rows)} of the plan"
         what = (
-            f"{job.name(first)}{f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''} became non-finite at row "
-            f"{int(bad_row[first])} of the plan; network dtype {self.denoiser.dtype}, state dtype {self.state_dtype}"
+            f"{job.name(first)}{f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''} became non-finite "
+            f"{'in rk45' if run.adaptive else where}; network dtype {self.denoiser.dtype}, "
+            f"state dtype {self.state_dtype}"
         )
         if self.on_nonfinite == "raise" or self.denoiser.dtype not in (torch.float16, torch.bfloat16):
             raise NonFiniteError(what)
@@ -212,29 +226,35 @@ class Engine:
 
 @dataclass(frozen=True)
 class _Run:
-    """How a job is carried out: its plan, and the tables of all weights of guidance one below the other.
+    """How a job is carried out: its plan, and with guidance the plans of all weights and the weight of each sample.
 
-    base_row: where each sample's table begins. guided_rows: which rows need the second evaluation for any sample.
     given: the guidance before it was prepared for this engine's dtype.
     """
 
     plan: Plan
-    table: np.ndarray
-    base_row: tuple[int, ...]
-    guided_rows: tuple[bool, ...]
+    plans: dict[float, Plan]
+    weights: list[float]
     guidance: Guidance | None
     given: Guidance | None
-    adaptive: AdaptiveSampler | None = None
+    adaptive: AdaptiveSampler | None
+
+    def table(self, positions: Sequence[int]) -> tuple[np.ndarray, list[int], list[bool]]:
+        """For some samples: the tables of their weights one below the other, where each sample's begins, and which
+        rows need the second evaluation for any of them."""
+        if not self.plans:
+            return self.plan.table, [0] * len(positions), [False] * len(self.plan.rows)
+        weights = [self.weights[position] for position in positions]
+        first = {weight: index * len(self.plan.rows) for index, weight in enumerate(dict.fromkeys(weights))}
+        plans = [self.plans[weight] for weight in first]
+        guided = [any(row.guide_G != 0 for row in rows) for rows in zip(*(plan.rows for plan in plans), strict=True)]
+        return np.concatenate([plan.table for plan in plans]), [first[weight] for weight in weights], guided
 
 
-def _guided(plan: Plan, guidance: Guidance | None, count: int) -> tuple[np.ndarray, tuple[int, ...], tuple[bool, ...]]:
-    """table, base_row and guided_rows of `_Run`."""
-    plans, weights = ({0.0: plan}, [0.0] * count) if guidance is None else guidance.plans(plan, count)
-    first = {weight: index * len(plan.rows) for index, weight in enumerate(plans)}
-    guided = tuple(
-        any(row.guide_G != 0 for row in rows) for rows in zip(*(p.rows for p in plans.values()), strict=True)
-    )
-    return np.concatenate([p.table for p in plans.values()]), tuple(first[w] for w in weights), guided
+def _require_sampler(sampler: object, guidance: Guidance | None) -> None:
+    if not isinstance(sampler, Sampler | AdaptiveSampler):
+        raise ValueError(f"sampler is {sampler!r}; allowed: an engine.Sampler, such as engine.samplers.edm()")
+    if isinstance(sampler, AdaptiveSampler) and guidance is not None:
+        raise ValueError(f"guidance is {type(guidance).__name__}; allowed: None, with the adaptive {sampler}")
 
 
 _T = TypeVar("_T")

@@ -8,21 +8,24 @@ outside it: rows with guide_G = 0 do not evaluate G at all.
 """
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .denoiser import Denoiser, per_sample
 from .plan import Plan
 
-Weight = float | Sequence[float]
+Weight = float | Sequence[float] | Tensor
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 Own = TypeVar("Own", bound="Guidance")
+_HIGHEST = 1e6  # of weights: far beyond use, and products with it stay finite in float32
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,26 @@ class Guidance(ABC):
     neutral: ClassVar[float] = 1.0  # the weight that does nothing
 
     def __post_init__(self) -> None:
-        if not all(isinstance(w, int | float) and math.isfinite(w) for w in self._weights()):
-            raise ValueError(f"weight is {self.weight!r}; allowed: a finite number, or one a sample")
-        if not (len(self.interval) == 2 and 0 <= self.interval[0] <= self.interval[1]):
+        if not all(_is_number(w) and abs(w) <= _HIGHEST for w in self._weights()):
+            raise ValueError(f"weight is {self.weight!r}; allowed: a number up to {_HIGHEST:g}, or one a sample")
+        ends = self.interval if isinstance(self.interval, tuple | list) and len(self.interval) == 2 else (None, None)
+        if not (_is_number(ends[0]) and _is_number(ends[1]) and 0 <= ends[0] <= ends[1]):
             raise ValueError(f"interval is {self.interval!r}; allowed: (lowest, highest) sigma, from 0")
-        if not 0 <= self.rescale <= 1:
+        if not (_is_number(self.rescale) and 0 <= self.rescale <= 1):
             raise ValueError(f"rescale is {self.rescale!r}; allowed: a number from 0 to 1")
 
-    def _weights(self) -> Sequence[float]:
-        return [self.weight] if isinstance(self.weight, int | float) else list(self.weight)
+    @property
+    def label_dim(self) -> int:
+        """How many classes it knows of itself, for a denoiser that knows none."""
+        return 0
+
+    def _weights(self) -> Sequence[Any]:
+        weight = self.weight.tolist() if isinstance(self.weight, torch.Tensor | np.ndarray) else self.weight
+        return weight if isinstance(weight, list | tuple) else [weight]
 
     def weights(self, count: int) -> list[float]:
         """One a sample. Raises ValueError if another number of them was given."""
-        weights = list(self._weights())
+        weights = [float(weight) for weight in self._weights()]
         if len(weights) not in (1, count):
             raise ValueError(f"weight has {len(weights)} entries; allowed: a number, or one a sample ({count})")
         return weights * count if len(weights) == 1 else weights
@@ -113,7 +123,8 @@ class ClassifierFree(Guidance):
         dim = denoiser.label_dim
         if not dim:
             raise ValueError("guidance is ClassifierFree; allowed for conditional networks, and this one has no labels")
-        if self.negative is not None and not 0 <= self.negative < dim:
+        negative = self.negative
+        if negative is not None and not (type(negative) is int and 0 <= negative < dim):
             raise ValueError(f"negative is {self.negative!r}; allowed: None, or a class from 0 to {dim - 1}")
 
     def labels(self, labels: Tensor | None) -> Tensor | None:
@@ -173,16 +184,24 @@ class ClassifierGuidance(Guidance):
     """D = D + weight * sigma^2 * gradient of log p(class | x; sigma): Dhariwal and Nichol 2021. weight = 0 is none.
 
     gradient(x, sigma, class_labels) -> [B, C, *spatial] float32, for x [B, C, *spatial] float32 = image + sigma noise
-    and sigma, float32 [B]; class_labels float32 [B, label_dim]. `gradient_of` makes one of a classifier.
+    and sigma, float32 [B]; class_labels float32 [B, label_dim]. `gradient_of` makes one of a classifier. classes: how
+    many the classifier knows, where the denoiser knows none; the samples then have class labels for it alone.
     """
 
     gradient: Gradient | None = None
+    classes: int = 0
     neutral: ClassVar[float] = 0.0
+
+    @property
+    def label_dim(self) -> int:
+        return self.classes
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(self.gradient):
             raise ValueError(f"gradient is {self.gradient!r}; allowed: a function of (x, sigma, class_labels)")
+        if not (isinstance(self.classes, int) and self.classes >= 0):
+            raise ValueError(f"classes is {self.classes!r}; allowed: an integer from 0")
 
     def columns(self, weight: float, sigma: float) -> dict[str, float]:
         columns = super().columns(weight, sigma)
@@ -194,7 +213,8 @@ class ClassifierGuidance(Guidance):
         return 1.0, weight
 
     def check(self, denoiser: Denoiser) -> None:
-        """Any denoiser will do; what the gradient is given as labels is what the samples have."""
+        if self.classes and denoiser.label_dim not in (0, self.classes):
+            raise ValueError(f"classes is {self.classes}; allowed: the denoiser's {denoiser.label_dim}, or 0")
 
     def evaluate(
         self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, sigma: float
@@ -215,14 +235,22 @@ class ClassifierGuidance(Guidance):
         return F, G
 
 
+def _is_number(value: object) -> bool:
+    """A real number that is not NaN; truth values are not numbers."""
+    return type(value) is not bool and isinstance(value, numbers.Real) and not math.isnan(value)
+
+
 def gradient_of(classifier: nn.Module) -> Gradient:
     """The gradient of log p(class | x) for a classifier called as ``classifier(x, sigma)`` -> logits [B, label_dim]."""
 
     def gradient(x: Tensor, sigma: Tensor, class_labels: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            x, sigma, labels = x.clone().requires_grad_(), sigma.clone(), class_labels.clone()
             log_p = torch.log_softmax(classifier(x, sigma).float(), dim=1)
-            (slope,) = torch.autograd.grad((log_p * class_labels).sum(), x)
+            if log_p.shape != labels.shape:
+                classes = f"{log_p.shape[1]} classes, the samples' labels {labels.shape[1]}"
+                raise ValueError(f"classifier knows {classes}; allowed: as many (ClassifierGuidance(classes=...))")
+            (slope,) = torch.autograd.grad((log_p * labels).sum(), x)
         return slope
 
     return gradient

@@ -25,9 +25,10 @@ def save_png(image: Tensor, path: Path) -> None:
 def load_pngs(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
     """A PNG, or all of a folder in the order of their names: float32 [N, *shape] in [-1, 1], and the names.
 
+    The grid.png that `edm-engine sample --grid` puts beside its images is left out.
     shape: (1 or 3, H, W). Raises ValueError for a size other than that, and for a folder without any.
     """
-    paths = sorted(path.glob("*.png")) if path.is_dir() else [path]
+    paths = sorted(p for p in path.glob("*.png") if p.name != "grid.png") if path.is_dir() else [path]
     if not paths:
         raise ValueError(f"{path} holds no .png files")
     images = []

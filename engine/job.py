@@ -39,7 +39,7 @@ class Job:
     """N samples: seeds or latents [N, C, *spatial], one-hot labels [N, label_dim], churn noise [draws, N, ...].
 
     positions: where each sample stands in what the caller asked for. stream: draws the seeds' noise instead of Philox.
-    start: what is added to the latents, an image in their units. known: what D is known to be, NaN where it is not.
+    image [N, C, *spatial]: what to start from; image_scale brings it to the latents' units. mask: where to keep it.
     offset: standard deviation of noise that is the same for a whole channel of the latents.
     """
 
@@ -50,8 +50,9 @@ class Job:
     noise: Tensor | None
     labels: Tensor | None
     stream: TorchStream | None = None
-    start: Tensor | None = None
-    known: Tensor | None = None
+    image: Tensor | None = None
+    image_scale: float = 1.0
+    mask: Tensor | None = None
     offset: float = 0.0
 
     @classmethod
@@ -60,6 +61,7 @@ class Job:
         denoiser: Denoiser,
         plan: Plan,
         device: torch.device,
+        label_dim: int = 0,
         *,
         seeds: Seeds | None = None,
         latents: Tensor | None = None,
@@ -69,7 +71,10 @@ class Job:
         mask: Tensor | None = None,
         offset_noise: float = 0.0,
     ) -> "Job":
-        """Raises ValueError in one line naming the argument, what was given and what is allowed."""
+        """Raises ValueError in one line naming the argument, what was given and what is allowed.
+
+        label_dim: the number of classes that something beside the denoiser knows, a classifier that guides it.
+        """
         shape = denoiser.img_shape
         checked_seeds = None if seeds is None else _seeds(seeds)
         count = _count(checked_seeds, latents, shape)
@@ -86,10 +91,11 @@ class Job:
             seeds=checked_seeds,
             latents=latents,
             noise=draws,
-            labels=_labels(class_labels, count, denoiser, checked_seeds),
+            labels=_labels(class_labels, count, denoiser.label_dim or label_dim, checked_seeds),
             stream=stream,
-            start=_start(image, (count, *shape), plan),
-            known=_known(image, mask, (count, *shape)),
+            image=_image(image, (count, *shape)),
+            image_scale=plan.s_begin / plan.rows[0].begin_scale,
+            mask=_mask(mask, image, (count, *shape)),
             offset=float(offset_noise),
         )
 
@@ -103,8 +109,8 @@ class Job:
             latents=None if self.latents is None else self.latents[index],
             noise=None if self.noise is None else self.noise[:, index],
             labels=None if self.labels is None else self.labels[index],
-            start=None if self.start is None else self.start[index],
-            known=None if self.known is None else self.known[index],
+            image=None if self.image is None else self.image[index],
+            mask=None if self.mask is None else self.mask[index],
         )
 
     def batches(self, size: int) -> list["Job"]:
@@ -123,16 +129,23 @@ class Job:
         eps = None if self.noise is None else move(self.noise)
         if self.stream is not None and self.seeds is not None:
             latents, eps = self.stream.draw(self.seeds, self.shape, device)
-        if self.start is not None or self.offset:
+        if self.image is not None or self.offset:
             unit = normals.normal(self.seeds or (), 0, self.shape, device=device) if latents is None else latents
             latents = unit.double()
-        if self.start is not None and latents is not None:
-            latents = latents + self.start.to(device)
+        if self.image is not None and latents is not None:
+            latents = latents + self.image.to(device, torch.float64) * self.image_scale
         if self.offset and latents is not None:
             channels = normals.normal(self.seeds or (), _OFFSET_DRAW, self.shape[:1], device=device).double()
             latents = latents + self.offset * channels.reshape(*channels.shape, *[1] * (len(self.shape) - 1))
         seeds = None if self.seeds is None else seed_bits(self.seeds, device)
         return Noise(self.shape, seeds=seeds, latents=latents, eps=eps)
+
+    def known_on(self, device: torch.device) -> Tensor | None:
+        """The image where the mask is true, NaN elsewhere, float32."""
+        if self.mask is None or self.image is None:
+            return None
+        image = self.image.to(device, torch.float32)
+        return torch.where(self.mask.to(device), image, torch.nan).contiguous()
 
     def name(self, sample: int) -> str:
         """How to call a sample in a message."""
@@ -178,30 +191,32 @@ def _noise(
     return None, TorchStream.of(noise, plan, denoiser.label_dim)
 
 
-def _start(image: Tensor | None, shape: tuple[int, ...], plan: Plan) -> Tensor | None:
-    """What an image adds to the latents: it is in their units then, float64."""
+def _image(image: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     if image is None:
         return None
-    if not (isinstance(image, Tensor) and tuple(image.shape) == shape and bool(torch.isfinite(image).all())):
-        what = f"has shape {list(image.shape)}" if isinstance(image, Tensor) else f"is a {type(image).__name__}"
-        raise ValueError(f"image {what}; allowed: a tensor {list(shape)} of finite numbers")
-    return image.double() * (plan.s_begin / plan.rows[0].begin_scale)
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        what = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"image is {what}; allowed: a floating tensor, in the range the network was trained on")
+    if tuple(image.shape) != shape:
+        raise ValueError(f"image has shape {list(image.shape)}; allowed: {list(shape)}")
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError("image holds infinity or NaN; allowed: finite numbers")
+    return image
 
 
-def _known(image: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    """The image where mask is true, NaN elsewhere, float32."""
+def _mask(mask: Tensor | None, image: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """Expanded to the image's shape."""
     if mask is None:
         return None
     if image is None:
         raise ValueError("mask is given, and image is None; allowed: both, or no mask")
     try:
-        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.expand(shape) is not None
+        if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+            return mask.expand(shape)
     except RuntimeError:
-        fits = False
-    if not fits:
-        what = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-        raise ValueError(f"mask is {what}; allowed: a bool tensor that broadcasts to {list(shape)}")
-    return torch.where(mask.to(image.device), image.to(torch.float32), torch.nan).expand(shape)
+        pass
+    what = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+    raise ValueError(f"mask is {what}; allowed: a bool tensor that broadcasts to {list(shape)}")
 
 
 def _seeds(seeds: Seeds) -> tuple[int, ...]:
@@ -221,9 +236,8 @@ def _seeds(seeds: Seeds) -> tuple[int, ...]:
     return checked
 
 
-def _labels(labels: Labels, count: int, denoiser: Denoiser, seeds: tuple[int, ...] | None) -> Tensor | None:
-    """One-hot or soft labels [N, label_dim] float32; a conditional network given none draws a class from each seed."""
-    dim = denoiser.label_dim
+def _labels(labels: Labels, count: int, dim: int, seeds: tuple[int, ...] | None) -> Tensor | None:
+    """One-hot or soft labels [N, dim] float32; where none are given, each seed draws its class."""
     if dim == 0:
         if labels is not None:
             raise ValueError(f"class_labels is {labels!r}; allowed: None, the network is unconditional")
@@ -233,8 +247,10 @@ def _labels(labels: Labels, count: int, denoiser: Denoiser, seeds: tuple[int, ..
             raise ValueError(f"class_labels is None; without seeds allowed: an int below {dim}, N ints or [N, {dim}]")
         return _one_hot(normals.uniform_int(seeds, dim), dim)
     if isinstance(labels, Tensor) and (labels.is_floating_point() or labels.dim() == 2):
-        if labels.shape != (count, dim) or not bool(torch.isfinite(labels).all()):
-            raise ValueError(f"class_labels has shape {list(labels.shape)}; allowed: finite [{count}, {dim}]")
+        if labels.shape != (count, dim):
+            raise ValueError(f"class_labels has shape {list(labels.shape)}; allowed: [{count}, {dim}]")
+        if not bool(torch.isfinite(labels).all()):
+            raise ValueError("class_labels holds infinity or NaN; allowed: finite numbers")
         return labels.to(torch.float32)
     values = labels.tolist() if isinstance(labels, Tensor) else labels
     try:

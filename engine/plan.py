@@ -4,6 +4,7 @@ A row holds everything `advance` needs to go from "F has just been evaluated" to
 Row 0 is BEGIN (there is no F yet); row k + 1 consumes evaluation k.
 """
 
+import copy
 import hashlib
 import math
 from abc import ABC, abstractmethod
@@ -52,7 +53,9 @@ class Row:
     """
 
     op: Op
-    sigma: float = math.nan  # noise level of the evaluation this row consumes; for people, not for arithmetic
+    sigma: float = (
+        math.nan
+    )  # noise level of the evaluation this row consumes: decides c_*, guidance; not read by kernels
     c_skip: float = 0.0
     c_out: float = 0.0
     guide_F: float = 1.0
@@ -137,30 +140,33 @@ class Plan:
     Raises ValueError when a row breaks an invariant: a sampler that fills its table wrongly does not run.
     """
 
-    def __init__(self, sampler: Sampler, preconditioning: Preconditioning, guide: Guide | None = None) -> None:
+    def __init__(self, sampler: Sampler, preconditioning: Preconditioning) -> None:
         self.sampler, self.preconditioning = sampler, preconditioning
         self.steps = sampler.steps
         rows = sampler.rows(preconditioning)
         _check_order(rows)
-        if guide is not None:
-            rows[1:] = [row.then(**guide(row.sigma)) for row in rows[1:]]
         coefficients = preconditioning.scaled_coefficients if sampler.scaled else preconditioning.coefficients
-        self.rows = tuple(_precondition(rows, coefficients))
         self.draws = sampler.draws
-        _check_numbers(self.rows, self.draws)
+        self._fill(_precondition(rows, coefficients))
         self.nfe = len(self.rows) - 1
         first = self.rows[1].sigma
         self.s_begin = (1 + first**2) ** -0.5 if sampler.scaled else self.rows[0].s_next / self.rows[0].ratio
         self.sigmas = tuple(row.sigma for row in self.rows[1:])
         self.slots = max(slots_used(row) for row in self.rows)
         self.stochastic = any(row.std != 0 for row in self.rows)
+
+    def _fill(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+        _check_numbers(self.rows, self.draws)
         self.table = np.array([astuple(row) for row in self.rows], dtype=np.float64)
         self.table.setflags(write=False)
         self.digest = hashlib.sha256(self.table.tobytes()).hexdigest()
 
     def guided(self, guide: Guide) -> "Plan":
         """The same with guidance: guide(sigma) -> guide_F, guide_G and rescale of an evaluation at sigma."""
-        return Plan(self.sampler, self.preconditioning, guide)
+        plan = copy.copy(self)
+        plan._fill([self.rows[0], *(row.then(**guide(row.sigma)) for row in self.rows[1:])])
+        return plan
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.digest == other.digest
@@ -217,6 +223,7 @@ def _check_numbers(rows: Sequence[Row], draws: int) -> None:
         what = f"row {index} ({row.op.name})"
         for name in COLUMNS:
             told = name == "sigma" and row.op in (Op.BEGIN, Op.LINEAR)  # at zero SNR sigma is infinite, nothing else
+            told = told and (row.op is Op.BEGIN or not math.isnan(row.sigma))
             if not (math.isfinite(getattr(row, name)) or told):
                 raise ValueError(f"{what}: {name} is {getattr(row, name)}; allowed: a finite number")
         if row.std < 0 or row.slope_t == 0 or row.s == 0 or row.s_next == 0:

@@ -30,7 +30,8 @@ class Case:
     slots: int = 4
     seed: int = 0
     rows: tuple[Row, ...] = ()  # instead of random ones for ``ops``
-    guided: bool = False  # by a second network output, two copies of the network input, rescaling in some rows
+    guided: bool = False  # by a second network output, rescaling in some rows
+    copies: int = 1  # of the network input
     known: bool = False  # some of D is
 
     def build(self, device: str = "cpu") -> tuple[Tensor, State]:
@@ -50,7 +51,7 @@ class Case:
             net_dtype=self.net_dtype,
             layout=self.layout,
             net_channels=channels + self.padded_channels,
-            copies=2 if self.guided else 1,
+            copies=self.copies,
             rescales=self.guided,
             known=self._known(batch, generator, device),
         )

@@ -67,7 +67,7 @@ def advance_cuda(F: Tensor | None, state: State, k: int, G: Tensor | None = None
 
     A state with guide_scale takes a second kernel before it, which finds the samples' scales.
     It neither waits for the device nor allocates, unless F's pixels do not lie at one stride. A sample whose row is
-    outside the table, or lacks F, noise or slots, is not advanced but marked in ``bad_row``.
+    outside the table, or lacks F, G, guide_scale, noise or slots, is not advanced but marked in ``bad_row``.
     Raises RuntimeError with CUDA's message when the launch fails.
     """
     F, G, device = _addressable(F), _addressable(G), state.x.device

@@ -127,8 +127,8 @@ def _check(F: Tensor | None, G: Tensor | None, state: State) -> None:
         samples = batch * (copies if name == "net_in" else 1)
         fits = t.dim() == x.dim() and (len(t), *t.shape[2:]) == (samples, *shape[2:]) and t.shape[1] >= shape[1]
         _require(name, t, fits, f"the shape of x, {list(shape)}, or more channels")
-    if G is not None:
-        _require("G", G, F is not None and F.dtype == G.dtype, "the dtype of F")
+    if F is not None and G is not None:
+        _require("G", G, F.dtype == G.dtype, "the dtype of F")
     drawn: list[tuple[str, Tensor]] = []
     if state.guide_scale is not None:
         scale = state.guide_scale

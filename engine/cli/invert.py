@@ -31,7 +31,8 @@ from .types import DTYPES, IntRange
 def invert_command(
     model: str, image: Path, classes: list[int] | None, dtype: str, batch: int, device: str, out: Path, **options: Any
 ) -> None:
-    """Write the latents of images; `edm-engine sample --latents` with the same sampler draws the images again."""
+    """Write the latents of images; `edm-engine sample --latents` draws the images again, given the same --class and
+    sampler."""
     denoiser = checkpoints.load(model)
     images, names = load_pngs(image, denoiser.img_shape)
     labels = [classes[i % len(classes)] for i in range(len(images))] if classes else None

@@ -70,7 +70,7 @@ def sample(
     if start is not None and context.get_parameter_source("seeds") is ParameterSource.DEFAULT:
         seeds = list(range(len(start)))
     settings = {name: value for name, value in (context.params | {"seeds": seeds}).items() if value is not None}
-    guidance = take_guidance(options, denoiser, len(seeds))
+    guidance = take_guidance(options, denoiser, len(seeds), device)
     engine = Engine(
         denoiser,
         sampler=take_sampler(options),
@@ -130,6 +130,12 @@ def _path(out: Path, seed: int, subdirs: bool) -> Path:
 def _write_settings(path: Path, settings: dict[str, Any]) -> None:
     """What it takes to draw the same images again, as strict JSON: an infinite S_tmax is the string "inf"."""
     record = settings | {"engine": version("edm-engine"), "torch": torch.__version__, "processor": platform.machine()}
-    plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    plain = {name: _strict(value) for name, value in record.items()}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(plain, indent=2, default=str, allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_strict(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

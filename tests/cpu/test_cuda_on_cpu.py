@@ -107,7 +107,7 @@ def test_ragged_shapes_and_more_channels(shim, shape, extra, padded):
 @pytest.mark.parametrize("shape", [(3, 8, 8), (3, 5, 7)], ids=str)
 def test_guidance_and_known_pixels(shim, net_dtype, shape):
     for layout, state_dtype in [(torch.contiguous_format, torch.float64), (torch.channels_last, torch.float32)]:
-        case = Case(tuple(Op), shape, state_dtype, net_dtype, layout, guided=True, known=True, seed=3)
+        case = Case(tuple(Op), shape, state_dtype, net_dtype, layout, guided=True, copies=2, known=True, seed=3)
         F, state = case.build()
         compare(shim, F, state, case.other(F))
 

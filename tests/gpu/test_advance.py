@@ -89,7 +89,7 @@ def test_each_op_on_ragged_shapes(backend, op, shape):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_guidance_and_known_pixels(backend, net_dtype, layout):
     for shape, state_dtype in itertools.product([(3, 64, 64), (3, 5, 7), (1, 28, 28)], STATES):
-        case = Case(tuple(Op) * 2, shape, state_dtype, net_dtype, layout, guided=True, known=True)
+        case = Case(tuple(Op) * 2, shape, state_dtype, net_dtype, layout, guided=True, copies=2, known=True)
         check(backend, case)
 
 

@@ -7,7 +7,7 @@ import torch
 
 import engine
 from engine.networks import SongUNet
-from engine.preconditioning import EDM
+from engine.preconditioning import EDM, Direct
 from tests.helpers import Wavy, gaussian, wavy
 
 SAMPLER = engine.samplers.edm(steps=3)
@@ -248,8 +248,8 @@ def test_bad_input(arguments, message):
     [
         (3, "class_labels contains 3; allowed: 0 to 2"),
         ([0, 1], r"class_labels has 2 entries; allowed: one int, or one a sample \(3\)"),
-        (torch.zeros(3, 4), r"class_labels has shape \[3, 4\]; allowed: finite \[3, 3\]"),
-        (torch.full((3, 3), torch.nan), r"class_labels has shape \[3, 3\]; allowed: finite"),
+        (torch.zeros(3, 4), r"class_labels has shape \[3, 4\]; allowed: \[3, 3\]"),
+        (torch.full((3, 3), torch.nan), r"class_labels holds infinity or NaN; allowed: finite"),
         ("cat", "class_labels is 'cat'; allowed: an int"),
         (1.5, "class_labels is 1.5; allowed: an int"),
     ],
@@ -319,6 +319,20 @@ def test_inversion_finds_the_latents_again():
         engine.invert(denoiser, images, sampler=engine.samplers.edm(S_churn=1))
 
 
+class Nothing(torch.nn.Module):
+    def forward(self, x, sigma):
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_latents_are_in_units_of_the_level_arrived_at(solver):
+    """D = 0: x is proportional to sigma, which both solvers follow exactly."""
+    denoiser = engine.Denoiser(Nothing(), Direct(), img_shape=(1,))
+    image = torch.full((1, 1), 0.002)
+    latents = engine.invert(denoiser, image, sampler=engine.samplers.edm(5, solver=solver))
+    assert latents.item() == pytest.approx(1.0, rel=1e-6)
+
+
 @pytest.mark.parametrize("noise", ["philox", "torch"])
 @pytest.mark.parametrize("scaling", ["none", "vp"])
 def test_starting_from_an_image(noise, scaling):
@@ -337,7 +351,7 @@ def test_starting_from_an_image(noise, scaling):
 
     assert (start(1e-4) - image).abs().max() < 1e-3
     assert (start(0.1) - image).abs().max() > 0.05
-    with pytest.raises(ValueError, match=r"image has shape \[2, 2, 4, 6\]; allowed: a tensor \[3, 2, 4, 6\]"):
+    with pytest.raises(ValueError, match=r"image has shape \[2, 2, 4, 6\]; allowed: \[3, 2, 4, 6\]"):
         draw(denoiser, seeds=seeds, image=image[:2])
 
 
@@ -379,7 +393,9 @@ def test_offset_noise_shifts_channels_as_a_whole():
             "mask is torch.float32.*; allowed: a bool tensor",
         ),
         ({"image": torch.zeros(3, 2, 4, 6), "mask": torch.ones(5, 6) > 0}, r"broadcasts to \[3, 2, 4, 6\]"),
-        ({"image": torch.full((3, 2, 4, 6), torch.nan)}, "of finite numbers"),
+        ({"image": torch.full((3, 2, 4, 6), torch.nan)}, "image holds infinity or NaN"),
+        ({"image": torch.zeros(3, 2, 4, 6, dtype=torch.uint8)}, "image is torch.uint8; allowed: a floating tensor"),
+        ({"image": torch.zeros(2, 2, 4, 6)}, r"image has shape \[2, 2, 4, 6\]; allowed: \[3, 2, 4, 6\]"),
         ({"offset_noise": -1.0}, "offset_noise is -1.0; allowed: a number from 0"),
         ({"offset_noise": 0.1, "seeds": None, "latents": torch.zeros(3, 2, 4, 6)}, "drawn from seeds"),
     ],

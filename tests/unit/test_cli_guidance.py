@@ -1,6 +1,7 @@
 """Guidance, images, masks, latents and plots from the command line."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ def expected(**options):
     return engine.to_uint8(drawn)[:, 0].numpy()
 
 
-def by_classifier(weight, classifier):
-    return guidance.ClassifierGuidance(weight, gradient=guidance.gradient_of(classifier), interval=(0.1, 10.0))
+def by_classifier(weight, classifier, highest):
+    return guidance.ClassifierGuidance(weight, gradient=guidance.gradient_of(classifier), interval=(0.1, highest))
 
 
 @pytest.mark.parametrize(
@@ -39,12 +40,12 @@ def by_classifier(weight, classifier):
             lambda: guidance.AutoGuidance(2.0, rescale=0.5, guide=engine.load("fashion-mnist")),
         ),
         (
-            ["--guidance=9", "--classifier=untrained:7", "--guidance-interval=0.1,10"],
-            lambda: by_classifier(9.0, guidance.UntrainedClassifier(1, 10, 7)),
+            ["--guidance=9", "--classifier=untrained:7", "--guidance-interval=0.1,inf"],
+            lambda: by_classifier(9.0, guidance.UntrainedClassifier(1, 10, 7), math.inf),
         ),
         (
             ["--guidance=1", "--classifier=fashion-mnist", "--guidance-interval=0.1,10"],
-            lambda: by_classifier(1.0, lambda x, sigma: load_classifier()(x)),
+            lambda: by_classifier(1.0, lambda x, sigma: load_classifier()(x), 10.0),
         ),
     ],
     ids=["classifier-free", "auto", "misguided", "classifier"],
@@ -75,9 +76,7 @@ def test_an_image_a_mask_and_offset_noise(monkeypatch, tmp_path):
 
 def test_images_inverted_are_drawn_again(monkeypatch, tmp_path, capsys):
     steps = ["--model", "fashion-mnist", "--class", "3", "--steps", "30"]
-    assert run(monkeypatch, "sample", *steps, "--seeds", "0-1", "--out", tmp_path / "first") == 0
-    for name in ("settings.json",):
-        (tmp_path / "first" / name).unlink()
+    assert run(monkeypatch, "sample", *steps, "--seeds", "0-1", "--out", tmp_path / "first", "--grid") == 0
     latents = tmp_path / "latents.safetensors"
     assert run(monkeypatch, "invert", *steps, "--image", tmp_path / "first", "--out", latents) == 0
     assert "latents of 2 images" in capsys.readouterr().out
@@ -99,7 +98,7 @@ def test_a_plan_as_a_picture(monkeypatch, tmp_path):
     ("command", "options", "message"),
     [
         ("sample", ["--guide", "fashion-mnist"], "--guide needs --guidance"),
-        ("sample", ["--guidance-rescale", "0.5"], "needs --guidance"),
+        ("sample", ["--guidance-rescale", "0.5"], "--guidance-rescale needs --guidance"),
         ("sample", ["--guidance=2", "--guide=x", "--negative=1"], "--negative and --guide exclude each other"),
         ("sample", ["--guidance=2", "--classifier=vgg"], "--classifier is 'vgg'; allowed: fashion-mnist"),
         ("sample", ["--guidance=a"], "'a'; allowed: one or more numbers"),

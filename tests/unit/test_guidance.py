@@ -127,6 +127,11 @@ def test_outside_its_interval_guidance_is_not_evaluated():
     sigmas = Plan(sampler, EDM()).sigmas
     assert prepared.denoiser.model.seen == [6 if 0.05 <= sigma <= 10 else 3 for sigma in sigmas]
     assert 3 in prepared.denoiser.model.seen
+    # Nor in a batch none of whose samples is guided.
+    prepared = engine.Engine(denoiser, sampler=sampler, batch_size=2, guidance=ClassifierFree([1.0, 1.0, 1.0, 2.0]))
+    prepared.denoiser.model.seen = []
+    prepared.sample(seeds=[1, 2, 3, 4], class_labels=0)
+    assert prepared.denoiser.model.seen == [2] * 5 + [4] * 5
 
 
 def test_classifier_guidance_moves_samples_towards_the_class():
@@ -149,6 +154,50 @@ def test_classifier_guidance_moves_samples_towards_the_class():
     x = draw(kind, denoiser, seeds=range(4000), class_labels=1, sampler=engine.samplers.edm(steps=20))
     assert x.mean() > 0.5
     assert (x > 0).double().mean() > 0.85
+
+
+def test_a_classifier_guides_an_unconditional_network():
+    """Its textbook use: the class is the classifier's alone, and a seed that is given none draws one."""
+    kind = ClassifierGuidance(3.0, gradient=gradient_of(UntrainedClassifier(2, 4, seed=1)), classes=4)
+    plain = wavy(EDM(), SHAPE)
+    one, other = (draw(kind, plain, class_labels=c) for c in (1, 2))
+    assert not torch.equal(one, other)
+    drawn = [engine.noise.uniform_int([seed], 4)[0] for seed in (1, 2, 3)]
+    assert torch.equal(draw(kind, plain, class_labels=None), draw(kind, plain, class_labels=drawn))
+    with pytest.raises(ValueError, match="class_labels contains 4; allowed: 0 to 3"):
+        draw(kind, plain, class_labels=4)
+
+
+def test_a_gradient_under_inference_mode():
+    kind = ClassifierGuidance(3.0, gradient=gradient_of(UntrainedClassifier(2, 3)))
+    with torch.inference_mode():
+        inside = draw(kind)
+    assert torch.equal(inside, draw(kind))
+
+
+def test_an_engine_s_own_guidance_can_be_turned_off():
+    prepared = engine.Engine(wavy(EDM(), SHAPE, label_dim=3), sampler=SAMPLER, guidance=KINDS["cfg"])
+    asked = {"seeds": [1, 2, 3], "class_labels": [0, 1, 2]}
+    assert torch.equal(prepared.sample(**asked), draw(KINDS["cfg"]))
+    assert torch.equal(prepared.sample(**asked, guidance=None), draw())
+    assert prepared.sample(**asked, guidance=None, sampler=engine.samplers.rk45()).isfinite().all()
+
+
+def test_weights_may_be_a_tensor():
+    assert torch.equal(draw(ClassifierFree(torch.tensor([2.0, 3.0, 1.0]))), draw(ClassifierFree([2.0, 3.0, 1.0])))
+
+
+def test_the_row_of_a_failure_is_the_plan_s():
+    class Late(Wavy):
+        def forward(self, x, c_noise, labels):
+            F = super().forward(x, c_noise, labels)
+            return F * torch.where(c_noise < 0, torch.nan, 1.0).reshape(-1, 1, 1, 1)
+
+    denoiser = engine.Denoiser(Late(3), EDM(), img_shape=SHAPE)
+    row = 1 + next(k for k, sigma in enumerate(Plan(SAMPLER, EDM()).sigmas) if sigma < 1)
+    for weight in (2.0, [4.0, 3.0, 2.0]):
+        with pytest.raises(engine.NonFiniteError, match=f"became non-finite at row {row} of the plan"):
+            draw(ClassifierFree(weight), denoiser)
 
 
 def test_misguided_guidance_has_a_seed():
@@ -190,7 +239,21 @@ def test_latents_of_zero_snr_are_guided_where_they_can_be():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ClassifierFree(math.nan), "weight is nan; allowed: a finite number"),
+        (lambda: ClassifierFree(math.nan), r"weight is nan; allowed: a number up to 1e\+06"),
+        (lambda: ClassifierFree(None), "weight is None; allowed: a number"),
+        (lambda: ClassifierFree(True), "weight is True; allowed: a number"),
+        (lambda: ClassifierFree(1e39), r"weight is 1e\+39; allowed: a number up to"),
+        (lambda: ClassifierFree(2.0, interval=3.0), r"interval is 3.0; allowed: \(lowest, highest\)"),
+        (lambda: ClassifierFree(2.0, interval=("a", "b")), "interval is"),
+        (lambda: ClassifierFree(2.0, rescale=None), "rescale is None; allowed: a number from 0 to 1"),
+        (lambda: draw(ClassifierFree(2.0, negative=1.5)), "negative is 1.5; allowed: None, or a class"),
+        (lambda: draw(ClassifierFree(2.0, negative=True)), "negative is True; allowed: None, or a class"),
+        (lambda: ClassifierGuidance(1.0, gradient=slope, classes=-1), "classes is -1; allowed: an integer from 0"),
+        (lambda: draw(ClassifierGuidance(1.0, gradient=slope, classes=7)), "classes is 7; allowed: the denoiser's 3"),
+        (
+            lambda: draw(ClassifierGuidance(1.0, gradient=gradient_of(UntrainedClassifier(2, 4)))),
+            "classifier knows 4 classes, the samples' labels 3",
+        ),
         (lambda: ClassifierFree(2.0, interval=(3.0, 1.0)), r"interval is \(3.0, 1.0\); allowed: \(lowest, highest\)"),
         (lambda: ClassifierFree(2.0, rescale=1.5), "rescale is 1.5; allowed: a number from 0 to 1"),
         (lambda: AutoGuidance(2.0), "guide is None; allowed: an engine.Denoiser"),

@@ -175,7 +175,7 @@ def test_advance_of_ragged_samples_compiles(launched, tmp_path):
 
 @pytest.mark.parametrize(("net", "layout", "sm"), [(BF16, LAST, 90), (F32, FLAT, 80), (F16, LAST, 100)], ids=str)
 def test_guidance(launched, tmp_path, net, layout, sm):
-    case = Case((Op.EULER,) * 2, (3, 32, 32), F64, net, layout, guided=True, known=True)
+    case = Case((Op.EULER,) * 2, (3, 32, 32), F64, net, layout, guided=True, copies=2, known=True)
     F, buffers = case.build()
     step = lambda: backend.advance(F, buffers, 2, case.other(F))  # noqa: E731
     result = compiled(advance._advance_kernel, launched(advance, "_advance_kernel", step), sm, tmp_path)
