@@ -1,195 +1,30 @@
 // The CPU's `advance`. CMake compiles this file once per instruction set, with EDM_ISA naming it;
 // advance_op.cpp chooses at run time. Nothing from the standard library is instantiated here, for
 // the reason given in hd.h.
-#include "advance.h"
-#include "advance_op.h"
-#include "half.h"
-#include "normal_op.h"
-
-#define EDM_JOIN_(a, b) a##b
-#define EDM_JOIN(a, b) EDM_JOIN_(a, b)
+#include "advance_cpu_io.h"
 
 namespace edm {
 namespace {
-
-constexpr int W = kCpuRun;
-constexpr int kMostInterleaved = 4;    // channels of an image or a latent
-
-template <class S>
-S* pointer(const Buffer& t, std::int64_t offset) {
-    return reinterpret_cast<S*>(t.address) + offset;
-}
-
-// One channel of n pixels, and back.
-template <class S>
-void gather(const S* from, std::int64_t stride, int n, S* __restrict__ to) {
-    if (stride == 1) {
-        memcpy(to, from, static_cast<std::size_t>(n) * sizeof(S));
-    } else {
-        for (int i = 0; i < n; ++i) to[i] = from[i * stride];
-    }
-}
-
-template <class S>
-void scatter(const S* __restrict__ from, std::int64_t stride, int n, S* to) {
-    if (stride == 1) {
-        memcpy(to, from, static_cast<std::size_t>(n) * sizeof(S));
-    } else {
-        for (int i = 0; i < n; ++i) to[i * stride] = from[i];
-    }
-}
-
-void widen(const std::uint16_t* half, Dtype dtype, int n, float* __restrict__ to) {
-    if (dtype == kFloat16) {
-        for (int i = 0; i < n; ++i) to[i] = f16_to_float(half[i]);
-    } else {
-        for (int i = 0; i < n; ++i) to[i] = bf16_to_float(half[i]);
-    }
-}
-
-void narrow(const float* __restrict__ from, Dtype dtype, int n, std::uint16_t* __restrict__ half) {
-    if (dtype == kFloat16) {
-        for (int i = 0; i < n; ++i) half[i] = float_to_f16(from[i]);
-    } else {
-        for (int i = 0; i < n; ++i) half[i] = float_to_bf16(from[i]);
-    }
-}
-
-// The planes of one run of interleaved pixels, as floats.
-struct Planes {
-    float F[kMostInterleaved][W], G[kMostInterleaved][W], net[kMostInterleaved][W];
-};
-
-// Interleaved pixels are converted as they lie and then taken apart, whole pixels at a time: a known stride vectorises,
-// and every line is read once.
-template <int C>
-void take_apart(const Buffer& t, std::int64_t offset, int n, float (&to)[kMostInterleaved][W]) {
-    float room[C * W];
-    const float* from = room;
-    if (t.dtype == kFloat32) {
-        from = pointer<const float>(t, offset);
-    } else {
-        widen(pointer<const std::uint16_t>(t, offset), t.dtype, C * n, room);
-    }
-    for (int i = 0; i < n; ++i) {
-        for (int c = 0; c < C; ++c) to[c][i] = from[i * C + c];
-    }
-}
-
-template <int C>
-void put_together(const float (&from)[kMostInterleaved][W], int n, const Buffer& t, std::int64_t offset) {
-    float room[C * W];
-    float* to = t.dtype == kFloat32 ? pointer<float>(t, offset) : room;
-    for (int i = 0; i < n; ++i) {
-        for (int c = 0; c < C; ++c) to[i * C + c] = from[c][i];
-    }
-    if (t.dtype != kFloat32) {
-        narrow(room, t.dtype, C * n, pointer<std::uint16_t>(t, offset));
-    }
-}
-
-// Where the lanes of one run lie; lane 0 is the run's first that is not idle.
-template <class T>
-struct CpuIo {
-    const AdvanceCall& call;
-    std::int64_t b, c, pixel, element;   // element: of the sample, in contiguous order
-    int n, skipped;                      // skipped: idle lanes before lane 0, whose noise is drawn in vain
-    Planes* planes;                      // F and net_in of interleaved pixels, or null
-
-    std::int64_t size() const { return call.channels * call.pixels; }
-    T* x_at() const { return reinterpret_cast<T*>(call.x) + b * size() + element; }
-    T* slot_at(int j) const { return reinterpret_cast<T*>(call.slots) + (j * call.samples + b) * size() + element; }
-
-    const T* x(T (&)[W]) const { return x_at(); }
-    const T* slot(int j, T (&)[W]) const { return slot_at(j); }
-    const double* F(double (&room)[W]) const { return output(call.F, room); }
-    const double* G(double (&room)[W]) const { return output(call.G, room); }
-    const float* F(float (&room)[W]) const { return planes != nullptr ? planes->F[c] : output(call.F, room); }
-    const float* G(float (&room)[W]) const { return planes != nullptr ? planes->G[c] : output(call.G, room); }
-    const float* known(float (&)[W]) const {
-        return reinterpret_cast<const float*>(call.known) + b * size() + element;
-    }
-    double guide_scale() const { return reinterpret_cast<const double*>(call.guide_scale)[b]; }
-
-    const double* output(const Buffer& t, double (&room)[W]) const {
-        gather(pointer<const double>(t, offset_of(t, b, c, pixel)), t.pixel, n, room);
-        return room;
-    }
-    const float* output(const Buffer& t, float (&room)[W]) const {
-        const std::int64_t offset = offset_of(t, b, c, pixel);
-        if (t.dtype == kFloat32) {
-            gather(pointer<const float>(t, offset), t.pixel, n, room);
-        } else {
-            std::uint16_t half[W];
-            gather(pointer<const std::uint16_t>(t, offset), t.pixel, n, half);
-            widen(half, t.dtype, n, room);
-        }
-        return room;
-    }
-
-    T* x_out(T (&)[W]) const { return x_at(); }
-    T* slot_out(int j, T (&)[W]) const { return slot_at(j); }
-    double* net_out(double (&room)[W]) const { return room; }
-    float* net_out(float (&room)[W]) const { return planes != nullptr ? planes->net[c] : room; }
-    void store_x(const T*) const {}
-    void store_slot(int, const T*) const {}
-    template <class S>
-    void scatter_copies(const S* v) const {
-        for (std::int64_t j = 0; j < call.copies; ++j) {
-            const std::int64_t offset = offset_of(call.net_in, b + j * call.samples, c, pixel);
-            scatter(v, call.net_in.pixel, n, pointer<S>(call.net_in, offset));
-        }
-    }
-    void store_net(const double* v) const { scatter_copies(v); }
-    void store_net(const float* v) const {
-        if (planes != nullptr) {
-            return;
-        }
-        if (call.net_in.dtype == kFloat32) {
-            scatter_copies(v);
-        } else {
-            std::uint16_t half[W];
-            narrow(v, call.net_in.dtype, n, half);
-            scatter_copies(half);
-        }
-    }
-
-    void latents(T (&z)[W]) const { noise(call.latents, b, 0, z); }
-    void eps(std::int64_t draw, T (&z)[W]) const {
-        noise(call.eps, draw * call.samples + b, static_cast<std::uint64_t>(draw) + 1, z);
-    }
-
-    // Sample `index` of a buffer, or a draw of the sample's seed where there is no buffer.
-    void noise(const Buffer& t, std::int64_t index, std::uint64_t draw, T (&z)[W]) const {
-        const std::int64_t first = index * size() + element;
-        if (t.address == 0) {
-            float drawn[W];
-            const std::uint64_t seed = reinterpret_cast<const std::uint64_t*>(call.seeds)[b];
-            EDM_JOIN(normal_fill_, EDM_ISA)(seed, draw, static_cast<std::uint64_t>(element - skipped) / 4,
-                                            drawn, skipped + n);
-            for (int i = 0; i < n; ++i) z[i] = static_cast<T>(drawn[skipped + i]);
-        } else if (t.dtype == kFloat64) {
-            const auto* from = pointer<const double>(t, first);
-            for (int i = 0; i < n; ++i) z[i] = static_cast<T>(from[i]);
-        } else {
-            const auto* from = pointer<const float>(t, first);
-            for (int i = 0; i < n; ++i) z[i] = static_cast<T>(from[i]);
-        }
-    }
-};
 
 template <class T>
 CpuIo<T> io_of(const AdvanceCall& call, std::int64_t b, std::int64_t c, std::int64_t index, Planes* planes) {
     const Run run = run_of(call.pixels, c, index, W);
     const std::int64_t pixel = run.first + run.low;
-    return {call, b, c, pixel, c * call.pixels + pixel, run.high - run.low, run.low, planes};
+    return {call, b, c, pixel, c * call.pixels + pixel, run.high - run.low, run.low, planes, false};
+}
+
+template <class T>
+bool streams(const AdvanceCall& call, const Row& row) {
+    const std::int64_t elements = call.samples * call.channels * call.pixels;
+    return row.op == kPredict && elements * static_cast<std::int64_t>(sizeof(T)) >= kStreamedBytes;
 }
 
 template <class T>
 bool advance_planes(const AdvanceCall& call, const Row& row, std::int64_t b, std::int64_t index, Planes* planes) {
     bool bad = false;
     for (std::int64_t c = 0; c < call.channels; ++c) {
-        const CpuIo<T> io = io_of<T>(call, b, c, index, planes);
+        CpuIo<T> io = io_of<T>(call, b, c, index, planes);
+        io.streams = streams<T>(call, row);
         if (io.n > 0) {
             bad |= advance_run<T, W>(row, io.n, 0, io.n, io);
         }
@@ -296,6 +131,7 @@ void EDM_JOIN(advance_units_, EDM_ISA)(const AdvanceCall& call, std::int64_t beg
             __atomic_store_n(&bad_row[b], which, __ATOMIC_RELAXED);
         }
     }
+    finish_streams();
 }
 
 }  // namespace edm

@@ -4,6 +4,8 @@ Both come from one header, csrc/advance.h. The extension does not link torch and
 """
 
 import importlib.util
+import math
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,7 +98,7 @@ def _extension():  # type: ignore[no-untyped-def]  # a module; its types are in 
 
 def _addressable(F: Tensor | None) -> Tensor | None:
     """F, copied if its pixels do not lie at one stride. The caller holds it until the extension is done with it."""
-    return F if F is None or _pixel_stride(F) else F.contiguous()
+    return F if F is None or _pixel_stride(F.shape, F.stride()) else F.contiguous()
 
 
 def _call(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> "_native.AdvanceCall":
@@ -104,7 +106,7 @@ def _call(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> "_
     x, slots, noise = state.x, state.slots, state.noise
     batch, channels = x.shape[:2]
     call = native.AdvanceCall()
-    call.samples, call.channels, call.pixels = batch, channels, x[0, 0].numel() if x.numel() else 0
+    call.samples, call.channels, call.pixels = batch, channels, math.prod(x.shape[2:])
     rows = len(state.table)
     call.table = _address(state.table, "table", x.device, (torch.float64,), (rows, len(COLUMNS)))
     call.rows, call.k = rows, k
@@ -114,7 +116,7 @@ def _call(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> "_
     call.c_noise = _address(state.c_noise, "c_noise", x.device, (torch.float32,), (call.copies * batch,))
     call.x = _address(x, "x", x.device, _STATE_DTYPES, x.shape)
     call.slots = _address(slots, "slots", x.device, (x.dtype,), (len(slots), *x.shape)) if len(slots) else 0
-    call.slot_count, call.state_dtype = len(slots), _dtype(x)
+    call.slot_count, call.state_dtype = len(slots), _dtype(x.dtype)
     if F is not None:
         call.F = _strided(F, "F", x)
     if G is not None:
@@ -133,9 +135,10 @@ def _call(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> "_
     return call
 
 
-def _dtype(t: Tensor) -> "_native.Dtype":
-    dtype: _native.Dtype = getattr(_extension().Dtype, str(t.dtype).removeprefix("torch."))
-    return dtype
+@cache
+def _dtype(dtype: torch.dtype) -> "_native.Dtype":
+    found: _native.Dtype = getattr(_extension().Dtype, str(dtype).removeprefix("torch."))
+    return found
 
 
 def _address(
@@ -153,25 +156,31 @@ def _address(
 def _buffer(t: Tensor, name: str, device: torch.device, shape: tuple[int, ...]) -> "_native.Buffer":
     """Noise that the caller brought."""
     address = _address(t, name, device, _STATE_DTYPES, shape)
-    return _extension().Buffer(address, _dtype(t))
+    return _extension().Buffer(address, _dtype(t.dtype))
 
 
 def _strided(t: Tensor, name: str, x: Tensor, copies: int = 1) -> "_native.Buffer":
     """The network's output or input, like x but in another dtype and layout, and perhaps with more channels."""
-    fits = t.dim() == x.dim() and t.shape[2:] == x.shape[2:] and t.shape[1] >= x.shape[1]
-    fits = fits and len(t) == copies * len(x)
-    pixel = _pixel_stride(t)
-    if not fits or t.dtype not in _NETWORK_DTYPES or t.device != x.device or not pixel:
+    pixel = _pixel_stride(t.shape, t.stride()) if _fits(t.shape, x.shape, copies) else 0
+    if t.dtype not in _NETWORK_DTYPES or t.device != x.device or not pixel:
         allowed = f"{', '.join(map(str, _NETWORK_DTYPES))}; {list(x.shape)} or more channels; on {x.device}"
         raise ValueError(
             f"{name} is {t.dtype} {list(t.shape)}, strides {t.stride()}, on {t.device}; allowed: {allowed}"
         )
-    return _extension().Buffer(t.data_ptr(), _dtype(t), t.stride(0), t.stride(1), pixel)
+    batch, channel = t.stride()[:2]
+    return _extension().Buffer(t.data_ptr(), _dtype(t.dtype), batch, channel, pixel)
 
 
-def _pixel_stride(t: Tensor) -> int:
-    """The one stride at which t's pixels lie in order; 0 if there is none."""
-    spatial = [pair for pair in zip(t.shape[2:], t.stride()[2:], strict=True) if pair[0] > 1]
+@lru_cache(maxsize=256)  # a sampling loop asks the same of every evaluation's output
+def _fits(shape: torch.Size, x: torch.Size, copies: int) -> bool:
+    """Whether a network's input or output has the samples and the spatial shape of x, and its channels or more."""
+    return len(shape) == len(x) and shape[2:] == x[2:] and shape[1] >= x[1] and shape[0] == copies * x[0]
+
+
+@lru_cache(maxsize=256)
+def _pixel_stride(shape: torch.Size, strides: tuple[int, ...]) -> int:
+    """The one stride at which a tensor's pixels lie in order; 0 if there is none."""
+    spatial = [pair for pair in zip(shape[2:], strides[2:], strict=True) if pair[0] > 1]
     pixel, pixels = spatial[-1][1] if spatial else 1, 1
     for size, stride in reversed(spatial):
         if stride != pixel * pixels:
