@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "advance_op.h"
+#include "group_norm_op.h"
 #include "normal_op.h"
 
 #ifdef EDM_CUDA
@@ -42,6 +43,22 @@ void register_advance_call(py::module_& m) {
 #undef EDM_PROPERTY
 }
 
+void register_group_norm(py::module_& m) {
+    m.def(
+        "group_norm_cpu",
+        [](std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t out, edm::Dtype dtype,
+           std::int64_t samples, std::int64_t pixels, std::int64_t channels, std::int64_t groups, float eps, bool silu,
+           std::uintptr_t add, std::uintptr_t scale, std::uintptr_t shift, std::int64_t threads,
+           const std::string& isa) {
+            const edm::GroupNormCall call{samples, pixels, channels, groups, dtype, x,   weight,
+                                          bias,    add,    scale,    shift,  out,   eps, silu};
+            const py::gil_scoped_release released;
+            edm::group_norm_cpu(call, threads, isa);
+        },
+        "x"_a, "weight"_a, "bias"_a, "out"_a, "dtype"_a, "samples"_a, "pixels"_a, "channels"_a, "groups"_a, "eps"_a,
+        "silu"_a = true, "add"_a = 0, "scale"_a = 0, "shift"_a = 0, "threads"_a = 1, "isa"_a = "auto");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -53,6 +70,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("normal_isas", &edm::normal_isas);
 
     register_advance_call(m);
+    register_group_norm(m);
     m.def("row_columns", &edm::row_columns);
     m.def("advance_cpu", &edm::advance_cpu, "call"_a, "threads"_a = 1, "isa"_a = "auto",
           py::call_guard<py::gil_scoped_release>());

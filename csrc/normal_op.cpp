@@ -21,7 +21,7 @@ std::vector<Isa> runnable() {
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
         found.push_back({"avx512", normal_fill_avx512});
     }
-    if (__builtin_cpu_supports("avx2")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         found.push_back({"avx2", normal_fill_avx2});
     }
 #endif

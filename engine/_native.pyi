@@ -76,6 +76,31 @@ def advance_cpu(call: AdvanceCall, threads: int = 1, isa: str = "auto") -> None:
         IndexError: a row is outside the table. In either case nothing has been written.
     """
 
+def group_norm_cpu(
+    x: int,
+    weight: int,
+    bias: int,
+    out: int,
+    dtype: Dtype,
+    samples: int,
+    pixels: int,
+    channels: int,
+    groups: int,
+    eps: float,
+    silu: bool = True,
+    add: int = 0,
+    scale: int = 0,
+    shift: int = 0,
+    threads: int = 1,
+    isa: str = "auto",
+) -> None:
+    """silu((1 + scale) * GroupNorm(x + add) + shift), x [samples, pixels, channels]; csrc/group_norm_op.h. Addresses;
+    add, scale, shift: float32 [samples, channels] or 0. The bits depend on neither `threads` nor the other samples.
+
+    Raises:
+        ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.
+    """
+
 def run_of(pixels: int, channel: int, index: int, width: int) -> tuple[int, int, int]:
     """First pixel (lane 0) and lanes [low, high) of run `index` of a plane; how both backends cut planes up."""
 

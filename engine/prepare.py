@@ -5,16 +5,26 @@ import copy
 import torch
 
 from .denoiser import Denoiser
+from .networks import native_ops
+from .networks.layers import GroupNorm
+from .networks.native_ops import NATIVE
+from .networks.ops import TORCH
 from .networks.precision import cast_network, is_cast
 
 
 def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Denoiser:
-    """A copy of the denoiser in eval mode; tensors are copied only if they must change."""
+    """A copy of the denoiser in eval mode, its layers with the fastest operations; tensors are copied only if they must
+    change."""
     if is_cast(denoiser.model, dtype) and device == device_of(denoiser):
         shared = {id(t): t for t in (*denoiser.parameters(), *denoiser.buffers())}
-        return copy.deepcopy(denoiser, shared).eval()
-    prepared = copy.deepcopy(denoiser).to(device).eval()
-    cast_network(prepared.model, dtype)
+        prepared = copy.deepcopy(denoiser, shared).eval()
+    else:
+        prepared = copy.deepcopy(denoiser).to(device).eval()
+        cast_network(prepared.model, dtype)
+    fastest = NATIVE if device.type == "cpu" and native_ops.available() else TORCH
+    for module in prepared.model.modules():
+        if isinstance(module, GroupNorm):
+            module.ops = fastest
     return prepared
 
 

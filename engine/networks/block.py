@@ -72,12 +72,12 @@ class UNetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         y = self.conv0(self.norm0.silu(x))
-        params = self.affine(emb)[:, :, None, None].to(y.dtype)
+        params = self.affine(emb)
         if self.adaptive_scale:
             scale, shift = params.chunk(2, dim=1)
             y = self.norm1.silu(y, (scale, shift))
         else:
-            y = self.norm1.silu(y + params)
+            y = self.norm1.silu(y, add=params)
         y = self.conv1(F.dropout(y, self.dropout, self.training))
         x = (y + (self.skip(x) if self.skip is not None else x)) * self.skip_scale
         return self.attend(x) if self.num_heads else x

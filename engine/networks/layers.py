@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .ops import TORCH, Ops
 
 InitMode = Literal["xavier_uniform", "kaiming_uniform", "kaiming_normal"]
 
@@ -99,6 +100,8 @@ class Conv2d(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation with at most 32 groups of at least four channels."""
 
+    ops: Ops = TORCH
+
     def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.num_groups = min(32, num_channels // 4)
@@ -107,10 +110,10 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
+        return self.ops.group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
 
-    def silu(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        return ops.group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, scale_shift)
+    def silu(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None, add: Tensor | None = None) -> Tensor:
+        return self.ops.group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, scale_shift, add)
 
 
 class PositionalEmbedding(nn.Module):

@@ -1,4 +1,11 @@
-"""The small set of operations the networks are written in: plain torch, the reference of every faster backend."""
+"""The small set of operations the networks are written in: plain torch, the reference of every faster backend.
+
+A network's layers call them through their attribute ``ops``, an `Ops`: `TORCH` unless an engine has chosen others for
+its own copy of the network (`prepare.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -39,16 +46,23 @@ def group_norm_silu(
     groups: int,
     eps: float,
     scale_shift: tuple[Tensor, Tensor] | None = None,
+    add: Tensor | None = None,
 ) -> Tensor:
-    """silu(GroupNorm(x)), or silu(shift + (1 + scale) * GroupNorm(x)).
+    """silu(shift + (1 + scale) * GroupNorm(x + add)).
 
-    x [B, C, *spatial] in any float dtype; weight, bias [C] in x's dtype; scale, shift [B, C, 1, 1].
+    x [B, C, *spatial] in any float dtype; weight, bias [C] in x's dtype; scale, shift, add [B, C] in any, or None.
     """
+    x = x if add is None else x + _as_pixels(add, x)
     y = group_norm(x, weight, bias, groups, eps)
     if scale_shift is not None:
-        scale, shift = scale_shift
+        scale, shift = (_as_pixels(t, x) for t in scale_shift)
         y = torch.addcmul(shift, y, scale + 1)
     return F.silu(y)
+
+
+def _as_pixels(values: Tensor, x: Tensor) -> Tensor:
+    """[B, C] -> [B, C, 1, ...] in x's dtype."""
+    return values.to(x.dtype).reshape(*values.shape, *[1] * (x.dim() - 2))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -74,3 +88,15 @@ def resample(x: Tensor, filter: Tensor, *, up: bool = False, down: bool = False,
     if down:
         return F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
     return x
+
+
+@dataclass(frozen=True)
+class Ops:
+    """One implementation of each operation that has more than one."""
+
+    name: str
+    group_norm: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
+    group_norm_silu: Callable[..., Tensor]
+
+
+TORCH = Ops("torch", group_norm, group_norm_silu)

@@ -15,6 +15,7 @@ LAYERS = [
         "preconditioning",
         "discrete",
         "networks.ops",
+        "networks.native_ops",
         "networks.layers",
         "networks.block",
         "networks.precision",

@@ -1,0 +1,68 @@
+#include "group_norm_op.h"
+
+#include <memory>
+#include <stdexcept>
+
+#include "normal_op.h"
+#include "parallel.h"
+
+namespace edm {
+namespace {
+
+// Elements a thread must have to be worth waking: some 10 us of work.
+constexpr std::int64_t kElementsPerThread = 32768;
+
+GroupNormLoops find_loops(const std::string& isa) {
+    std::string allowed = "\"auto\"";
+    for (const std::string& name : normal_isas()) {
+        allowed += ", \"" + name + "\"";
+        if (isa == "auto" || isa == name) {
+#ifdef EDM_X86_64
+            if (name == "avx512") return group_norm_loops_avx512();
+            if (name == "avx2") return group_norm_loops_avx2();
+#endif
+            return group_norm_loops_generic();
+        }
+    }
+    throw std::invalid_argument("isa must be one of " + allowed + " on this machine, got \"" + isa + "\"");
+}
+
+void require(bool fine, const std::string& message) {
+    if (!fine) {
+        throw std::invalid_argument("group_norm: " + message);
+    }
+}
+
+void check(const GroupNormCall& call, std::int64_t threads) {
+    require(threads >= 1 && threads <= 1024, "threads must be in [1, 1024], got " + std::to_string(threads));
+    require(call.samples >= 0 && call.pixels >= 0 && call.channels >= 0, "sizes must not be negative");
+    require(call.groups >= 1 && call.channels % call.groups == 0,
+            std::to_string(call.channels) + " channels are not " + std::to_string(call.groups) + " groups");
+    require(call.dtype != kFloat64, "x must be float32, float16 or bfloat16");
+    require(call.x != 0 && call.out != 0 && call.weight != 0 && call.bias != 0, "x, out, weight, bias must be there");
+}
+
+}  // namespace
+
+void group_norm_cpu(const GroupNormCall& call, std::int64_t threads, const std::string& isa) {
+    const GroupNormLoops loops = find_loops(isa);
+    if (call.samples == 0 || call.pixels == 0 || call.channels == 0) {
+        return;
+    }
+    check(call, threads);
+    const std::int64_t units = call.samples * ((call.pixels + kChunk - 1) / kChunk);
+    const std::int64_t useful = call.samples * call.pixels * call.channels / kElementsPerThread;
+    const std::int64_t workers = useful < threads ? useful : threads;
+    const std::unique_ptr<float[]> sums(new float[static_cast<std::size_t>(units * 2 * call.channels)]);
+    const std::unique_ptr<float[]> lines(new float[static_cast<std::size_t>(call.samples * 2 * call.channels)]);
+    const auto run = [&](GroupNormLoop loop, std::int64_t total) {
+        parallel_ranges(total, workers, [&](std::int64_t begin, std::int64_t end) {
+            loop(call, sums.get(), lines.get(), begin, end);
+        });
+    };
+    run(loops.sum, units);
+    run(loops.fold, call.samples);
+    run(loops.apply, units);
+}
+
+}  // namespace edm

@@ -1,0 +1,92 @@
+"""The networks' operations on a CPU, in C++ (csrc/group_norm_op.h): one pass to read, one to write."""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    """`ops.group_norm`."""
+    return _run(x, weight, bias, groups, eps, silu=False) if _suits(x) else ops.group_norm(x, weight, bias, groups, eps)
+
+
+def group_norm_silu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    scale_shift: tuple[Tensor, Tensor] | None = None,
+    add: Tensor | None = None,
+) -> Tensor:
+    """`ops.group_norm_silu`, closer to float64 than it in half precision, and faster (`bench/bench_unet.py`).
+
+    A sample's bits depend neither on the other samples nor on the number of threads. What it does not know (other
+    layouts than channels_last, float64, gradients) torch computes.
+    """
+    if not _suits(x):
+        return ops.group_norm_silu(x, weight, bias, groups, eps, scale_shift, add)
+    scale, shift = (None, None) if scale_shift is None else (t.float().contiguous() for t in scale_shift)
+    add = None if add is None else add.float().contiguous()
+    return _run(x, weight, bias, groups, eps, silu=True, add=add, scale=scale, shift=shift)
+
+
+def available() -> bool:
+    """Whether the extension is there."""
+    return importlib.util.find_spec("engine._native") is not None
+
+
+def _suits(x: Tensor) -> bool:
+    gradients = torch.is_grad_enabled() and x.requires_grad
+    dense = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return dense and x.dtype in _DTYPES and x.device.type == "cpu" and not gradients
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    *,
+    silu: bool,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    from engine import _native
+
+    if weight.dtype != x.dtype or bias.dtype != x.dtype:
+        raise ValueError(f"weight is {weight.dtype}, bias {bias.dtype}; allowed: the dtype of x, {x.dtype}")
+    batch, channels, height, width = x.shape
+    out = torch.empty_like(x)
+    _native.group_norm_cpu(
+        x.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        out.data_ptr(),
+        getattr(_native.Dtype, str(x.dtype).removeprefix("torch.")),
+        batch,
+        height * width,
+        channels,
+        groups,
+        eps,
+        silu,
+        _address(add),
+        _address(scale),
+        _address(shift),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+NATIVE = ops.Ops("native", group_norm, group_norm_silu)
