@@ -61,10 +61,10 @@ void narrow(const float* __restrict__ from, Dtype dtype, int n, std::uint16_t* _
     }
 }
 
-// A slope that PREDICT leaves for the next evaluation is written past the caches where there is more of it than they
-// hold: a line that is only written is then not read first, a quarter of what the row moves. (A tenth faster there, on
-// two threads of an EPYC.)
-constexpr std::int64_t kStreamedBytes = 4 << 20;
+// What is only written is written past the caches where there is more of it than they hold: its lines are then not read
+// first. PREDICT's slope, which waits for the network, from a few MiB on; network inputs, where x itself is larger than
+// the caches.
+constexpr std::int64_t kStreamedSlope = 4 << 20, kStreamedInput = 16 << 20;    // bytes of x
 
 void stream(const void* from, int bytes, void* to) {
     const auto* source = static_cast<const char*>(from);
@@ -128,13 +128,17 @@ void take_apart(const Buffer& t, std::int64_t offset, int n, float (&to)[kMostIn
 }
 
 template <int C>
-void put_together(const float (&from)[kMostInterleaved][W], int n, const Buffer& t, std::int64_t offset) {
+void put_together(const float (&from)[kMostInterleaved][W], int n, const Buffer& t, std::int64_t offset, bool streams) {
     float room[C * W];
     float* to = t.dtype == kFloat32 ? pointer<float>(t, offset) : room;
     for (int i = 0; i < n; ++i) {
         for (int c = 0; c < C; ++c) to[i * C + c] = from[c][i];
     }
-    if (t.dtype != kFloat32) {
+    if (t.dtype != kFloat32 && streams) {
+        std::uint16_t half[C * W];
+        narrow(room, t.dtype, C * n, half);
+        stream(half, 2 * C * n, pointer<std::uint16_t>(t, offset));
+    } else if (t.dtype != kFloat32) {
         narrow(room, t.dtype, C * n, pointer<std::uint16_t>(t, offset));
     }
 }

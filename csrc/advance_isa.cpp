@@ -14,9 +14,8 @@ CpuIo<T> io_of(const AdvanceCall& call, std::int64_t b, std::int64_t c, std::int
 }
 
 template <class T>
-bool streams(const AdvanceCall& call, const Row& row) {
-    const std::int64_t elements = call.samples * call.channels * call.pixels;
-    return row.op == kPredict && elements * static_cast<std::int64_t>(sizeof(T)) >= kStreamedBytes;
+std::int64_t bytes_of_x(const AdvanceCall& call) {
+    return call.samples * call.channels * call.pixels * static_cast<std::int64_t>(sizeof(T));
 }
 
 template <class T>
@@ -24,7 +23,7 @@ bool advance_planes(const AdvanceCall& call, const Row& row, std::int64_t b, std
     bool bad = false;
     for (std::int64_t c = 0; c < call.channels; ++c) {
         CpuIo<T> io = io_of<T>(call, b, c, index, planes);
-        io.streams = streams<T>(call, row);
+        io.streams = row.op == kPredict && bytes_of_x<T>(call) >= kStreamedSlope;
         if (io.n > 0) {
             bad |= advance_run<T, W>(row, io.n, 0, io.n, io);
         }
@@ -51,8 +50,10 @@ bool advance_interleaved(const AdvanceCall& call, const Row& row, std::int64_t b
         }
     }
     const bool bad = advance_planes<T>(call, row, b, index, &planes);
+    const bool streams = bytes_of_x<T>(call) >= kStreamedInput;
     for (std::int64_t j = 0; j < call.copies && row.evaluate != 0; ++j) {
-        put_together<C>(planes.net, io.n, call.net_in, offset_of(call.net_in, b + j * call.samples, 0, io.pixel));
+        const std::int64_t offset = offset_of(call.net_in, b + j * call.samples, 0, io.pixel);
+        put_together<C>(planes.net, io.n, call.net_in, offset, streams);
     }
     return bad;
 }

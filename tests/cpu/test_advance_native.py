@@ -348,3 +348,16 @@ def test_each_kind_of_row_that_skips_something(op, columns):
     F, state = Case((op,) * 2, (3, 5, 8), churn=False).build()
     change_row(state, **columns)
     compare(F, state)
+
+
+@pytest.mark.parametrize("isa", _native.normal_isas())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_states_larger_than_the_caches(isa, dtype):
+    """Slopes and network inputs are then written past them, in pieces that do not begin where samples do."""
+    F, state = Case((Op.PREDICT, Op.EULER) * 95, (3, 62, 62), net_dtype=dtype, churn=False).build()
+    assert state.x.nbytes > 16 << 20
+    expected = copy.deepcopy(state)
+    reference.advance(F, expected, 2)
+    native.advance_cpu(F, state, 2, threads=3, isa=isa)
+    for name in BUFFERS:
+        assert_same_bits(getattr(state, name), getattr(expected, name), name)
