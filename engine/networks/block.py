@@ -78,9 +78,13 @@ class UNetBlock(nn.Module):
             y = self.norm1.silu(y, (scale, shift))
         else:
             y = self.norm1.silu(y, add=params)
-        y = self.conv1(F.dropout(y, self.dropout, self.training))
-        x = (y + (self.skip(x) if self.skip is not None else x)) * self.skip_scale
+        y = self.conv1(F.dropout(y, self.dropout) if self.training else y)
+        x = self.join(y, self.skip(x) if self.skip is not None else x)
         return self.attend(x) if self.num_heads else x
+
+    def join(self, y: Tensor, x: Tensor) -> Tensor:
+        """The sum of a branch and what it was taken from, of about their variance (ADM lets it grow)."""
+        return y + x if self.skip_scale == 1 else (y + x) * self.skip_scale
 
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over the pixels. The published layout of qkv's channels is [head, channel, (q, k, v)]."""
@@ -88,4 +92,4 @@ class UNetBlock(nn.Module):
         packed = self.qkv(self.norm2(x)).reshape(batch, self.num_heads, channels // self.num_heads, 3, -1)
         q, k, v = packed.permute(3, 0, 1, 4, 2).unbind(0)
         a = ops.attention(q, k, v).transpose(2, 3).reshape(batch, channels, height, width)
-        return (self.proj(a) + x) * self.skip_scale
+        return self.join(self.proj(a), x)
