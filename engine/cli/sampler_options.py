@@ -25,8 +25,9 @@ def sampler_options(command: Command) -> Command:
             parameters.setdefault(parameter.name, parameter)
     for name, parameter in reversed(parameters.items()):
         spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}", *_ALIASES.get(name, [])])
-        everywhere = len(users[name]) == len(REGISTRY)
-        text = "All samplers." if everywhere else f"Of {', '.join(users[name])}."
+        others = [sampler for sampler in REGISTRY if sampler not in users[name]]
+        but = f" but {', '.join(others)}" if others else ""
+        text = f"All samplers{but}." if len(others) < len(users[name]) else f"Of {', '.join(users[name])}."
         option = click.option(*spellings, name, type=_click_type(parameter.annotation), default=None, help=text)
         command = option(command)
     choice = click.option("--sampler", type=click.Choice(list(REGISTRY)), default="edm", show_default=True)
