@@ -3,10 +3,12 @@
 import copy
 
 import torch
+from torch import nn
 
 from .denoiser import Denoiser
 from .networks import native_ops
-from .networks.layers import GroupNorm
+from .networks.block import UNetBlock
+from .networks.layers import Conv2d, GroupNorm
 from .networks.native_ops import NATIVE
 from .networks.ops import TORCH
 from .networks.precision import cast_network, is_cast
@@ -18,14 +20,25 @@ def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Den
     if is_cast(denoiser.model, dtype) and device == device_of(denoiser):
         shared = {id(t): t for t in (*denoiser.parameters(), *denoiser.buffers())}
         prepared = copy.deepcopy(denoiser, shared).eval()
+        _specialise(prepared.model, device)
     else:
         prepared = copy.deepcopy(denoiser).to(device).eval()
+        _specialise(prepared.model, device)  # before the cast: weights are scaled in float32
         cast_network(prepared.model, dtype)
-    fastest = NATIVE if device.type == "cpu" and native_ops.available() else TORCH
-    for module in prepared.model.modules():
-        if isinstance(module, GroupNorm):
-            module.ops = fastest
     return prepared
+
+
+def _specialise(network: nn.Module, device: torch.device) -> None:
+    """The fastest operations for the device, and weights that hold what would follow a convolution."""
+    native = device.type == "cpu" and native_ops.available()
+    for module in network.modules():
+        if isinstance(module, GroupNorm | Conv2d):
+            module.ops = NATIVE if native else TORCH
+        if isinstance(module, Conv2d):
+            module.packed = {}
+        # Not weights in half precision: to scale them would round them again.
+        if isinstance(module, UNetBlock) and (module.skip_scale == 1 or module.norm1.weight.dtype == torch.float32):
+            module.fold()
 
 
 def find_device(device: torch.device | str) -> torch.device:

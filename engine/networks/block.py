@@ -34,6 +34,8 @@ class BlockStyle:
 class UNetBlock(nn.Module):
     """x [B, in_channels, H, W], emb [B, emb_channels] float32 -> [B, out_channels, H', W'] in x's dtype."""
 
+    folded = False
+
     def __init__(
         self,
         in_channels: int,
@@ -78,13 +80,27 @@ class UNetBlock(nn.Module):
             y = self.norm1.silu(y, (scale, shift))
         else:
             y = self.norm1.silu(y, add=params)
-        y = self.conv1(F.dropout(y, self.dropout) if self.training else y)
-        x = self.join(y, self.skip(x) if self.skip is not None else x)
+        y = F.dropout(y, self.dropout) if self.training else y
+        past = self.skip(x) if self.skip is not None else x
+        x = self.join(self.conv1, y, past, 1.0 if self.skip is not None and self.skip.kernel else self.skip_scale)
         return self.attend(x) if self.num_heads else x
 
-    def join(self, y: Tensor, x: Tensor) -> Tensor:
-        """The sum of a branch and what it was taken from, of about their variance (ADM lets it grow)."""
-        return y + x if self.skip_scale == 1 else (y + x) * self.skip_scale
+    def join(self, conv: Conv2d, y: Tensor, x: Tensor, alpha: float) -> Tensor:
+        """(conv(y) + x) * skip_scale: a branch and what it was taken from, of about their variance (ADM lets it grow).
+
+        Folded, the weights hold the scale, and alpha is what is left of it for x.
+        """
+        if self.folded:
+            return conv(y, x, alpha)
+        return conv(y) + x if self.skip_scale == 1 else (conv(y) + x) * self.skip_scale
+
+    def fold(self) -> None:
+        """Move skip_scale into the weights of the convolutions that are summed: for use, not for training or saving."""
+        summed = [self.conv1, *([self.proj] if self.num_heads else [])]
+        summed += [self.skip] if self.skip is not None and self.skip.kernel else []
+        for conv in summed if self.skip_scale != 1 else []:
+            conv.scale_(self.skip_scale)
+        self.folded = True
 
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over the pixels. The published layout of qkv's channels is [head, channel, (q, k, v)]."""
@@ -92,4 +108,4 @@ class UNetBlock(nn.Module):
         packed = self.qkv(self.norm2(x)).reshape(batch, self.num_heads, channels // self.num_heads, 3, -1)
         q, k, v = packed.permute(3, 0, 1, 4, 2).unbind(0)
         a = ops.attention(q, k, v).transpose(2, 3).reshape(batch, channels, height, width)
-        return self.join(self.proj(a), x)
+        return self.join(self.proj, a, x, self.skip_scale)

@@ -57,6 +57,8 @@ class Conv2d(nn.Module):
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     resample_filter: Tensor | None
+    ops: Ops = TORCH
+    packed: dict[torch.Size, Tensor] | None = None
 
     def __init__(
         self,
@@ -86,15 +88,26 @@ class Conv2d(nn.Module):
         self.register_buffer("resample_filter", outer if up or down else None)
         self.filter_padding = (len(resample_filter) - 1) // 2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, add: Tensor | None = None, alpha: float = 1.0) -> Tensor:
+        """The layer of x, plus alpha * add; ``add`` has the output's shape, and a convolution must come last."""
         pad = self.kernel // 2
         if self.resample_filter is None:
-            return F.conv2d(x, self.weight, self.bias, padding=pad) if self.weight is not None else x
+            return self._convolve(x, pad, add, alpha)
         if self.fused_resample and self.down and self.weight is not None:
-            x = F.conv2d(x, self.weight, self.bias, padding=pad + self.filter_padding)
+            x = self._convolve(x, pad + self.filter_padding)
             return ops.resample(x, self.resample_filter, down=True)
         x = ops.resample(x, self.resample_filter, up=self.up, down=self.down, padding=self.filter_padding)
-        return F.conv2d(x, self.weight, self.bias, padding=pad) if self.weight is not None else x
+        return self._convolve(x, pad, add, alpha)
+
+    def _convolve(self, x: Tensor, padding: int, add: Tensor | None = None, alpha: float = 1.0) -> Tensor:
+        if self.weight is None:
+            return x
+        return self.ops.conv2d(x, self.weight, self.bias, padding, add, alpha, self.packed)
+
+    def scale_(self, factor: float) -> None:
+        """Give the layer new weights, ``factor`` times its own: those it was made with may be another module's."""
+        for name, value in list(self.named_parameters(recurse=False)):
+            setattr(self, name, nn.Parameter(value.detach() * factor, requires_grad=value.requires_grad))
 
 
 class GroupNorm(nn.Module):

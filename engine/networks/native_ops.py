@@ -1,6 +1,8 @@
-"""The networks' operations on a CPU, in C++ (csrc/group_norm_op.h): one pass to read, one to write."""
+"""The networks' operations on a CPU: GroupNorm in our C++ (csrc/group_norm_op.h); convolution by oneDNN, on weights
+packed once and with the sum that follows inside it."""
 
 import importlib.util
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from . import ops
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PACKED_SHAPES = 2  # kept of a layer's weight: a job's batches, and its last
 
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
@@ -33,6 +36,41 @@ def group_norm_silu(
         return ops.group_norm_silu(x, weight, bias, groups, eps, scale_shift, add)
     scale, shift = (None, None) if scale_shift is None else map(_plain, scale_shift)
     return _run(x, weight, bias, groups, eps, silu=True, add=_plain(add), scale=scale, shift=shift)
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: int,
+    add: Tensor | None = None,
+    alpha: float = 1.0,
+    packed: dict[torch.Size, Tensor] | None = None,
+) -> Tensor:
+    """`ops.conv2d`; the weight is packed for a shape of x when it comes first, and kept for the last few shapes."""
+    if packed is None or not _suits(x) or not _onednn_knows(x.dtype):
+        return ops.conv2d(x, weight, bias, padding, add, alpha)
+    pads, ones = [padding, padding], [1, 1]
+    own = packed.get(x.shape)
+    if own is None:
+        own = torch.ops.mkldnn._reorder_convolution_weight(weight, pads, ones, ones, 1, list(x.shape))
+        while len(packed) >= _PACKED_SHAPES:
+            packed.pop(next(iter(packed)))
+        packed[x.shape] = own
+    if add is not None and alpha == 1 and add.is_contiguous(memory_format=torch.channels_last):
+        return torch.ops.mkldnn._convolution_pointwise.binary(
+            x, add, own, bias, pads, ones, ones, 1, "add", 1.0, None, [], ""
+        )
+    y = torch.ops.mkldnn._convolution_pointwise(x, own, bias, pads, ones, ones, 1, "none", [], "")
+    return y if add is None else y.add_(add, alpha=alpha)
+
+
+@cache
+def _onednn_knows(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves in this dtype on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def available() -> bool:
@@ -93,4 +131,4 @@ def _run(
     return out
 
 
-NATIVE = ops.Ops("native", group_norm, group_norm_silu)
+NATIVE = ops.Ops("native", group_norm, group_norm_silu, conv2d)

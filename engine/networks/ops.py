@@ -65,6 +65,20 @@ def _as_pixels(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.dtype).reshape(*values.shape, *[1] * (x.dim() - 2))
 
 
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: int,
+    add: Tensor | None = None,
+    alpha: float = 1.0,
+    packed: dict[torch.Size, Tensor] | None = None,
+) -> Tensor:
+    """conv(x) + alpha * add; packed: where an implementation may keep its own form of the weight, by x's shape."""
+    y = F.conv2d(x, weight, bias, padding=padding)
+    return y if add is None else torch.add(y, add, alpha=alpha)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax(q k^T / sqrt(C)) v over [B, heads, L, C], with the softmax accumulated in float32."""
     return F.scaled_dot_product_attention(q, k, v)
@@ -97,6 +111,7 @@ class Ops:
     name: str
     group_norm: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
     group_norm_silu: Callable[..., Tensor]
+    conv2d: Callable[..., Tensor]
 
 
-TORCH = Ops("torch", group_norm, group_norm_silu)
+TORCH = Ops("torch", group_norm, group_norm_silu, conv2d)
