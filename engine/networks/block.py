@@ -50,7 +50,7 @@ class UNetBlock(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.dropout, self.skip_scale, self.adaptive_scale = (
             style.dropout,
-            style.skip_scale,
+            float(style.skip_scale),  # torch.compile takes NumPy's numbers for tensors
             style.adaptive_scale,
         )
         self.num_heads = (out_channels // style.channels_per_head if style.channels_per_head else 1) if attention else 0

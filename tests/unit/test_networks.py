@@ -164,3 +164,13 @@ def test_group_norm_by_channels_of_a_constant_is_the_bias():
     for value in range(1, 100):
         x = torch.full((1, 12, 4, 4), float(value), dtype=torch.bfloat16)
         assert (ops.group_norm_by_channels(x, weight, bias, 2, 1e-5) - 0.5).abs().max() < 0.1, value
+
+
+@pytest.mark.parametrize("kind", [SongUNet, DhariwalUNet])
+def test_a_network_in_training_is_one_graph(kind):
+    """A branch on what torch.compile takes for a tensor cuts it in pieces: training then runs at half the speed."""
+    torch.compiler.reset()
+    options = TINY | {"model_channels": 32} if kind is DhariwalUNet else TINY
+    network = kind(16, 3, 3, **options).train()
+    explained = torch._dynamo.explain(network)(torch.zeros(1, 3, 16, 16), torch.zeros(1))
+    assert explained.graph_count == 1, explained.break_reasons
