@@ -43,7 +43,7 @@ template <int C, class T>
 bool advance_interleaved(const AdvanceCall& call, const Row& row, std::int64_t b, std::int64_t index) {
     Planes planes;
     const CpuIo<T> io = io_of<T>(call, b, 0, index, &planes);
-    if (row.op != kBegin) {
+    if (row.op != kBegin && (row.op != kLinear || has_D(row))) {
         take_apart<C>(call.F, offset_of(call.F, b, 0, io.pixel), io.n, planes.F);
         if (row.guide_G != 0) {
             take_apart<C>(call.G, offset_of(call.G, b, 0, io.pixel), io.n, planes.G);

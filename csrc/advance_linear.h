@@ -131,10 +131,14 @@ EDM_HD void linear_sums(const Row& r, const Order& at, int n, Io& io, const T* x
     }
 }
 
-// D, if a sum has a term in it: F is not read otherwise.
+// Whether a sum of a LINEAR row has a term in D: F is not read otherwise.
+EDM_HD bool has_D(const Row& r) {
+    return r.x_from_D != 0 || (r.keep_slot >= 0 && r.keep_from_D != 0) || (r.store_slot >= 0 && r.store_from_D != 0);
+}
+
 template <class P, int W, class T, class Io>
 EDM_HD void linear_D(const Row& r, int n, Io& io, const T* x, T (&D)[W]) {
-    if (r.x_from_D != 0 || (r.keep_slot >= 0 && r.keep_from_D != 0) || (r.store_slot >= 0 && r.store_from_D != 0)) {
+    if (has_D(r)) {
         P room[W];
         float known_room[W];
         const P* F = network_output<P, W>(r, n, io, room);
