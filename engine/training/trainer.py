@@ -33,7 +33,7 @@ class TrainConfig:
     """
 
     network: dict[str, Any]
-    images: int = 400_000
+    images: int = 1_020_000
     batch_size: int = 32
     muon_lr: float | None = 0.03
     adam_lr: float = 2e-3
