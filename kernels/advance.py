@@ -3,7 +3,7 @@
 Sample b of a batch reads row ``base_row[b] + k`` of a float64 table and does what its opcode says. Per element, in
 this order, where x_eval is the point at which F was evaluated and every step is one rounded IEEE operation:
 
-    F      = guide_F * F + guide_G * G, then F * guide_scale               if guide_G, if rescale; float32
+    F      = guide_F * F + guide_G * G, then F * guide_scale      if guide_G, if rescale (guide_scale.py); float32
     D      = c_skip * float32(x_eval / s) + c_out * F                     float32; all else in the dtype of x
     D      = known, where that is a number                                if there is `known`
     slope  = (slope_x * x_eval - slope_D * D) / slope_t
@@ -50,7 +50,6 @@ from torch import Tensor
 
 from .philox import normal_groups
 
-GUIDE_LANES = 512  # partial sums of a sample, in an order that is part of the contract
 ELEMENTS = 512  # a program: small, because images of 28 x 28 fill 1.53 programs and the rest of the second is wasted
 
 BEGIN, EULER, PREDICT, CORRECT, LINEAR = (tl.constexpr(op) for op in range(5))
@@ -316,57 +315,6 @@ def _advance_kernel(
         tl.store(bad_row_ptr + sample + groups * 0, groups.to(tl.int64) * 0 + index, mask=broken)
 
 
-@triton.jit
-def _lane_sum(a, LANES: tl.constexpr, LOG2: tl.constexpr):
-    """[LANES = 2^LOG2] -> [1]: neighbours in pairs, then pairs of their sums, until one is left."""
-    for i in tl.static_range(LOG2):
-        left, right = tl.split(tl.reshape(a, (LANES // (2 << i), 2)))
-        a = left + right
-    return a
-
-
-@triton.jit
-def _variation(total, squares, elements, LANES: tl.constexpr):
-    """Elements times their variance: sum of squares - square of sum / elements."""
-    s = _lane_sum(total, LANES, 9)
-    return _lane_sum(squares, LANES, 9) - s * s / tl.cast(elements, tl.float64)
-
-
-@triton.jit(do_not_specialize=["k", "rows"])
-def _guide_scale_kernel(
-    F_ptr, F_sample, F_channel, F_pixel, G_ptr, G_sample, G_channel, G_pixel,
-    guide_scale_ptr, table_ptr, base_row_ptr, k, rows, elements, pixels,
-    COLUMNS: tl.constexpr, HAS_G: tl.constexpr, F_FLAT: tl.constexpr, G_FLAT: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
-    """The scale of one sample a program (`engine.reference.guide_scale`); rows that do not rescale leave theirs."""
-    sample = tl.program_id(0).to(tl.int64)
-    index = tl.load(base_row_ptr + sample) + k
-    row = table_ptr + tl.where((index < 0) | (index >= rows), 0, index) * len(COLUMNS)
-    rescale = tl.load(row + COLUMNS.rescale)
-    if (index < 0) | (index >= rows) | (tl.load(row + COLUMNS.op) == BEGIN) | (rescale == 0):
-        return
-    if not HAS_G and tl.load(row + COLUMNS.guide_G) != 0:
-        return
-    total, squares = tl.zeros((LANES,), tl.float64), tl.zeros((LANES,), tl.float64)
-    guided_total, guided_squares = tl.zeros((LANES,), tl.float64), tl.zeros((LANES,), tl.float64)
-    for start in range(0, elements, LANES):
-        e = start + tl.arange(0, LANES)
-        inside = e < elements
-        offset = _offset(e, e, pixels, F_channel, F_pixel, F_FLAT, False)
-        F = _to_float32(tl.load(F_ptr + sample * F_sample + offset, mask=inside, other=0.0))
-        seen = F
-        if HAS_G:
-            offset = _offset(e, e, pixels, G_channel, G_pixel, G_FLAT, False)
-            seen = tl.where(inside, _guide(F, row, COLUMNS, G_ptr + sample * G_sample + offset, e, elements), 0.0)
-        plain, seen = F.to(tl.float64), seen.to(tl.float64)
-        total, squares = total + plain, squares + plain * plain
-        guided_total, guided_squares = guided_total + seen, guided_squares + seen * seen
-    wanted = _variation(total, squares, elements, LANES)
-    found = _variation(guided_total, guided_squares, elements, LANES)
-    ratio = tl.where(found > 0, tl.sqrt(tl.where(wanted > 0, wanted, 0.0) / found), 1.0)
-    tl.store(guide_scale_ptr + sample + tl.arange(0, 1), rescale * ratio + (1 - rescale))
-
-
 class Strides(NamedTuple):
     """Of a tensor [B, C, *spatial] whose spatial dimensions collapse into one, in elements; flat: as in a plain one."""
 
@@ -397,8 +345,7 @@ def advance(
     k: int,
     columns: tuple[int, ...],
 ) -> None:
-    """One launch over the whole batch, and one before it where there is a guide_scale to find; checks nothing
-    (`engine.backends.triton` does).
+    """One launch over the whole batch; checks nothing (`engine.backends.triton` does).
 
     columns: a named tuple that gives each column its index in the table; its length is the table's width.
     x [B, C, *spatial], slots [n, *x.shape], table, base_row, bad_row, c_noise, seeds, latents, eps, guide_scale and
@@ -411,12 +358,6 @@ def advance(
     groups = ELEMENTS // width
     outputs = (net_in if F is None else F, *F_strides[:3], net_in if G is None else G, *G_strides[:3])
     with torch.cuda.device_of(x):
-        if guide_scale is not None and F is not None:
-            _guide_scale_kernel[(len(x),)](
-                *outputs, guide_scale, table, base_row, k, len(table), elements, pixels,
-                COLUMNS=columns, HAS_G=G is not None, F_FLAT=F_strides.flat, G_FLAT=G_strides.flat, LANES=GUIDE_LANES,
-                num_warps=8, enable_fp_fusion=False,
-            )  # fmt: skip
         _advance_kernel[(len(x) * blocks,)](
             *outputs, table if guide_scale is None else guide_scale, x if known is None else known,
             x, slots, x.numel(),

@@ -54,6 +54,7 @@ def advance(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> 
     Raises ValueError for buffers the kernel cannot address and for dtypes it does not know.
     """
     from ..kernels import advance as kernel  # Triton is optional: only who launches imports it
+    from ..kernels.guide_scale import guide_scale
 
     x, noise = state.x, state.noise
     _check(F, G, state)
@@ -64,11 +65,12 @@ def advance(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> 
     if net_strides is None:
         raise ValueError(f"net_in has strides {state.net_in.stride()}; allowed: contiguous, channels_last")
     F_strides, G_strides = (net_strides if t is None else _strides(t, x) or net_strides for t in (F, G))
+    outputs = (F, kernel.Strides(*F_strides), G, kernel.Strides(*G_strides))
+    base_row = state.base_row.contiguous()
+    if state.guide_scale is not None and F is not None:
+        guide_scale(F, *outputs[1:], state.guide_scale, x, state.table, base_row, k, _COLUMNS)
     kernel.advance(
-        F,
-        kernel.Strides(*F_strides),
-        G,
-        kernel.Strides(*G_strides),
+        *outputs,
         state.guide_scale,
         state.known,
         x,
@@ -77,7 +79,7 @@ def advance(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> 
         kernel.Strides(*net_strides),
         state.c_noise,
         state.table,
-        state.base_row.contiguous(),
+        base_row,
         state.bad_row,
         None if noise.seeds is None else noise.seeds.contiguous(),
         noise.latents,

@@ -14,7 +14,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-from engine.kernels import advance, philox  # noqa: E402
+from engine.kernels import advance, guide_scale, philox  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -48,9 +48,11 @@ def launched(monkeypatch):
     """launched(module, kernel name, call) -> the launch that call() makes."""
 
     def record(module, name, call):
-        recorders = {kernel: Recorder() for kernel in vars(module) if re.fullmatch(r"_\w+_kernel", kernel)}
-        for kernel, recorder in recorders.items():
-            monkeypatch.setattr(module, kernel, recorder)
+        recorders = {}
+        for each in {module, advance, guide_scale}:
+            for kernel in [kernel for kernel in vars(each) if re.fullmatch(r"_\w+_kernel", kernel)]:
+                recorders[kernel] = Recorder()
+                monkeypatch.setattr(each, kernel, recorders[kernel])
         call()
         monkeypatch.undo()
         return recorders[name]
@@ -183,7 +185,7 @@ def test_guidance(launched, tmp_path, net, layout, sm):
     used = resources(result.asm["cubin"], tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0, used
     assert used["REG"] <= 72, used
-    result = compiled(advance._guide_scale_kernel, launched(advance, "_guide_scale_kernel", step), sm, tmp_path)
+    result = compiled(guide_scale._guide_scale_kernel, launched(guide_scale, "_guide_scale_kernel", step), sm, tmp_path)
     done = check_arithmetic(result.asm["ptx"])
     assert done["sqrt.rn.f64"] >= 1
     assert done["div.rn.f64"] >= 1
