@@ -54,8 +54,8 @@ def conv2d(
     own = packed.get(x.shape)
     if own is None:
         own = torch.ops.mkldnn._reorder_convolution_weight(weight, pads, ones, ones, 1, list(x.shape))
-        while len(packed) >= _PACKED_SHAPES:
-            packed.pop(next(iter(packed)))
+        for oldest in list(packed)[: 1 - _PACKED_SHAPES]:  # a copy: other threads may be at it too
+            packed.pop(oldest, None)
         packed[x.shape] = own
     if add is not None and alpha == 1 and add.is_contiguous(memory_format=torch.channels_last):
         return torch.ops.mkldnn._convolution_pointwise.binary(

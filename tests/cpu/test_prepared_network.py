@@ -1,6 +1,7 @@
 """Networks as engines prepare them, against float64 by the yardstick of the plain module in the same dtype."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -86,6 +87,21 @@ def test_batches_of_many_sizes_keep_few_packed_weights():
         got = prepared.model(*inputs(torch.float32, batch))
     assert torch.equal(got, together)
     assert max(len(m.packed) for m in prepared.modules() if isinstance(m, Conv2d)) == 2
+
+
+def test_several_threads_with_batches_of_their_own():
+    prepared = engine.Engine(denoiser_of("adm")).denoiser
+    batches = (1, 2, 4, 5)
+    with torch.no_grad():
+        alone = [prepared.model(*inputs(torch.float32, batch)) for batch in batches]
+
+    def work(batch):
+        with torch.no_grad():
+            return [prepared.model(*inputs(torch.float32, batch)) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(batches)) as pool:
+        for expected, drawn in zip(alone, pool.map(work, batches), strict=True):
+            assert all(torch.equal(images, expected) for images in drawn)
 
 
 @torch.no_grad()
