@@ -17,8 +17,6 @@ from torch import Tensor
 
 import engine
 from bench.harness import measure, parser, write
-from engine.networks.layers import GroupNorm
-from engine.networks.ops import TORCH
 from engine.networks.precision import cast_network
 
 _SHARED: dict[str, Any] = {"class_name": "EDMPrecond", "img_channels": 3}
@@ -41,9 +39,6 @@ def variants(denoiser: engine.Denoiser, batch: int, dtype: torch.dtype, compiled
     c_noise = torch.linspace(-1, 1, batch)
     labels = torch.nn.functional.one_hot(torch.arange(batch) % denoiser.label_dim, denoiser.label_dim).float()
     plain = cast_network(copy.deepcopy(denoiser.model), dtype)
-    for module in plain.modules():
-        if isinstance(module, GroupNorm):
-            module.ops = TORCH
     prepared = engine.Engine(denoiser, dtype=dtype).denoiser
     x = torch.randn(batch, *denoiser.img_shape)
     x_half = x.to(dtype).contiguous(memory_format=torch.channels_last)

@@ -29,16 +29,18 @@ std::vector<Isa> runnable() {
     return found;
 }
 
-NormalFill find_fill(const std::string& isa) {
+const Isa& find(const std::vector<Isa>& isas, const std::string& isa) {
     std::string allowed = "\"auto\"";
-    for (const Isa& each : runnable()) {
+    for (const Isa& each : isas) {
         if (isa == "auto" || isa == each.name) {
-            return each.fill;
+            return each;
         }
         allowed += std::string(", \"") + each.name + "\"";
     }
     throw std::invalid_argument("isa must be one of " + allowed + " on this machine, got \"" + isa + "\"");
 }
+
+NormalFill find_fill(const std::string& isa) { return find(runnable(), isa).fill; }
 
 void require_size(const char* name, std::int64_t value, std::int64_t least, std::int64_t most) {
     if (value < least || value > most) {
@@ -68,6 +70,8 @@ std::vector<std::string> normal_isas() {
     }
     return names;
 }
+
+std::string choose_isa(const std::string& isa) { return find(runnable(), isa).name; }
 
 void check_normal(std::uintptr_t seeds, std::uintptr_t draws, std::uintptr_t out, std::int64_t samples,
                   std::int64_t elements) {

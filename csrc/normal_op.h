@@ -19,6 +19,9 @@ void normal_fill_avx512(std::uint64_t, std::uint64_t, std::uint64_t, float*, std
 // Instruction sets this build has and this processor runs, fastest first.
 std::vector<std::string> normal_isas();
 
+// The instruction set to use for `isa`: "auto", the fastest, or one of normal_isas(). Throws std::invalid_argument.
+std::string choose_isa(const std::string& isa);
+
 // Throws std::invalid_argument unless these are sizes and, where there is work, addresses `normal` can use.
 void check_normal(std::uintptr_t seeds, std::uintptr_t draws, std::uintptr_t out, std::int64_t samples,
                   std::int64_t elements);

@@ -1,5 +1,6 @@
 """``Engine``: a denoiser prepared once, and its runs from seeds to images."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -118,7 +119,7 @@ class Engine:
         job = Job.check(self.denoiser, plan, self.device, given.label_dim if given else 0, **asked)
         plans, weights = prepared.plans(plan, len(job.positions)) if prepared else ({}, [])
         run = _Run(plan, plans, weights, prepared, given, adaptive)
-        return self._stream(run, job.batches(self.batch_size), progress)
+        return self._stream(run, job, progress)
 
     def _take(self, guidance: Guidance | None) -> Guidance | None:
         """Guidance ready for this engine. Raises ValueError if it cannot guide its denoiser."""
@@ -129,10 +130,10 @@ class Engine:
         guidance.check(self.denoiser)
         return guidance.prepared(lambda denoiser: prepare(denoiser, self.denoiser.dtype, self.device))
 
-    def _stream(self, run: "_Run", batches: list[Job], progress: bool) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-        total = None if run.adaptive else len(batches) * run.plan.nfe
+    def _stream(self, run: "_Run", job: Job, progress: bool) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        total = None if run.adaptive else math.ceil(len(job.positions) / self.batch_size) * run.plan.nfe
         with tqdm(total=total, unit="eval", desc="sampling", disable=not progress) as bar:
-            for batch in batches:
+            for batch in job.batches(self.batch_size):
                 with torch.no_grad():
                     images = self._run(run, batch, lambda: bar.update() and None).to(self.output_dtype)
                 yield batch.positions, images

@@ -82,9 +82,9 @@ class Guidance(ABC):
         weights = self.weights(count)
         return {w: plan.guided(partial(self.columns, w)) for w in dict.fromkeys(weights)}, weights
 
-    @abstractmethod
     def mix(self, weight: float) -> tuple[float, float]:
-        """guide_F and guide_G."""
+        """guide_F and guide_G; by default those of D_G + weight * (D_F - D_G)."""
+        return weight, 1 - weight
 
     @abstractmethod
     def check(self, denoiser: Denoiser) -> None:
@@ -115,9 +115,6 @@ class ClassifierFree(Guidance):
 
     negative: int | None = None
     copies: ClassVar[int] = 2
-
-    def mix(self, weight: float) -> tuple[float, float]:
-        return weight, 1 - weight
 
     def check(self, denoiser: Denoiser) -> None:
         dim = denoiser.label_dim
@@ -154,9 +151,6 @@ class AutoGuidance(Guidance):
         super().__post_init__()
         if not isinstance(self.guide, Denoiser):
             raise ValueError(f"guide is {self.guide!r}; allowed: an engine.Denoiser")
-
-    def mix(self, weight: float) -> tuple[float, float]:
-        return weight, 1 - weight
 
     def check(self, denoiser: Denoiser) -> None:
         assert self.guide is not None

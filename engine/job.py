@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -113,10 +113,11 @@ class Job:
             mask=None if self.mask is None else self.mask[index],
         )
 
-    def batches(self, size: int) -> list["Job"]:
-        """The job cut into jobs of at most ``size`` samples, in order."""
+    def batches(self, size: int) -> Iterator["Job"]:
+        """The job cut into jobs of at most ``size`` samples, in order, each made when its turn comes."""
         count = len(self.positions)
-        return [self.take(range(start, min(start + size, count))) for start in range(0, count, size)]
+        for start in range(0, count, size):
+            yield self.take(range(start, min(start + size, count)))
 
     def noise_on(self, device: torch.device) -> Noise:
         """Latents and churn noise of all samples, on ``device``."""

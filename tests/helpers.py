@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from engine import Denoiser
+from engine.networks import SongUNet
 from engine.networks.ideal import GaussianNetwork, IdealNetwork
-from engine.preconditioning import Direct, Preconditioning
+from engine.preconditioning import EDM, Direct, Preconditioning
 
 
 class Wavy(nn.Module):
@@ -35,3 +36,12 @@ def gaussian(shape=(1, 4, 4), std=0.5, dtype=torch.float64) -> Denoiser:
 
 def ideal(data: Tensor) -> Denoiser:
     return Denoiser(IdealNetwork(data), Direct(), img_shape=tuple(data.shape[1:]))
+
+
+def small_unet() -> Denoiser:
+    """A DDPM++ of one channel and 16 x 16 pixels with weights that do something."""
+    torch.manual_seed(0)
+    network = SongUNet(16, 1, 1, model_channels=16, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8])
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.05)
+    return Denoiser(network, EDM()).eval()

@@ -18,6 +18,7 @@ from ..state import State
 _NETWORK_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _STATE_DTYPES = (torch.float64, torch.float32)
 _LARGEST = 2**31 - 1024  # elements of a sample: offsets inside one have 32 bits
+Layout = tuple[int, int, int, bool]  # strides of samples, channels and pixels; whether elements lie as in x
 _COLUMNS = namedtuple("_COLUMNS", COLUMNS)(*range(len(COLUMNS)))
 
 
@@ -60,11 +61,11 @@ def advance(F: Tensor | None, state: State, k: int, G: Tensor | None = None) -> 
     _check(F, G, state)
     if x.numel() == 0:
         return
-    F, G = _addressable(F, x), _addressable(G, x)
     net_strides = _strides(state.net_in, x)
     if net_strides is None:
         raise ValueError(f"net_in has strides {state.net_in.stride()}; allowed: contiguous, channels_last")
-    F_strides, G_strides = (net_strides if t is None else _strides(t, x) or net_strides for t in (F, G))
+    F, F_strides = _addressable(F, x, net_strides)
+    G, G_strides = _addressable(G, x, net_strides)
     outputs = (F, kernel.Strides(*F_strides), G, kernel.Strides(*G_strides))
     base_row = state.base_row.contiguous()
     if state.guide_scale is not None and F is not None:
@@ -98,12 +99,19 @@ def _interpreted() -> bool:
     return bool(kernel.INTERPRETED.value)
 
 
-def _addressable(t: Tensor | None, x: Tensor) -> Tensor | None:
-    """A network's output, copied if its strides are not so simple."""
-    return t if t is None or _strides(t, x) is not None else t.contiguous()
+def _addressable(t: Tensor | None, x: Tensor, absent: Layout) -> tuple[Tensor | None, Layout]:
+    """A network's output and its strides, copied if these are not so simple; absent: what stands for those of none."""
+    if t is None:
+        return None, absent
+    strides = _strides(t, x)
+    if strides is None:
+        t = t.contiguous()
+        strides = _strides(t, x)
+    assert strides is not None
+    return t, strides
 
 
-def _strides(t: Tensor, x: Tensor) -> tuple[int, int, int, bool] | None:
+def _strides(t: Tensor, x: Tensor) -> Layout | None:
     """Strides of samples, channels and pixels, and whether elements lie as in x; None if they are not so simple."""
     channels, spatial = x.shape[1], list(zip(x.shape[2:], t.stride()[2:], strict=True))
     collapsed = [(size, stride) for size, stride in spatial if size > 1]

@@ -5,9 +5,9 @@ import torch
 
 import engine
 from engine import _native
-from engine.networks import SongUNet, native_ops, ops
+from engine.networks import native_ops, ops
 from engine.networks.layers import GroupNorm
-from engine.preconditioning import EDM
+from tests.helpers import small_unet
 
 HALVES = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, *HALVES]
@@ -126,11 +126,7 @@ def test_what_it_does_not_know_torch_computes():
 
 
 def test_an_engine_gives_its_own_copy_the_fast_operations():
-    torch.manual_seed(0)
-    network = SongUNet(16, 1, 1, model_channels=16, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8])
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=0.05)
-    denoiser = engine.Denoiser(network, EDM()).eval()
+    denoiser = small_unet()
     prepared = engine.Engine(denoiser).denoiser
     kinds = [{m.ops.name for m in d.model.modules() if isinstance(m, GroupNorm)} for d in (denoiser, prepared)]
     assert kinds == [{"torch"}, {"native"}]

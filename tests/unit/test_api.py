@@ -8,7 +8,7 @@ import torch
 import engine
 from engine.networks import SongUNet
 from engine.preconditioning import EDM, Direct
-from tests.helpers import Wavy, gaussian, wavy
+from tests.helpers import Wavy, gaussian, small_unet, wavy
 
 SAMPLER = engine.samplers.edm(steps=3)
 
@@ -66,11 +66,7 @@ def test_a_seed_gives_the_same_bits_in_any_batch(churn, state_dtype, dtype):
 
 def test_a_convolutional_network_in_any_batch():
     """The guarantee for whole images covers float32 UNets of torch's CPU convolutions one image at a time."""
-    torch.manual_seed(0)
-    network = SongUNet(16, 1, 1, model_channels=16, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8])
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=0.05)
-    denoiser = engine.Denoiser(network, EDM()).eval()
+    denoiser = small_unet()
     together = draw(denoiser, batch_size=1)
     assert torch.equal(draw(denoiser, seeds=[3, 1], batch_size=1), together[[2, 0]])
     torch.testing.assert_close(draw(denoiser), together, rtol=0, atol=2e-4)
