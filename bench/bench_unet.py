@@ -59,8 +59,10 @@ def operations(call: Call) -> int:
         call()
     top = [event for event in profile.events() if event.cpu_parent is None]
     idle = ("view", "reshape", "expand", "permute", "transpose", "slice", "select", "chunk", "split", "unbind",
-            "unsqueeze", "empty", "detach", "alias", "as_strided", "t", "narrow", "item", "size")  # fmt: skip
-    return sum(event.name.removeprefix("aten::").rstrip("_") not in idle for event in top)
+            "unsqueeze", "empty", "empty_like", "detach", "alias", "as_strided", "t", "narrow", "item")  # fmt: skip
+    names = [event.name.removeprefix("aten::").rstrip("_") for event in top]
+    unmoved = sum(event.name == "aten::to" and not event.cpu_children for event in top)
+    return sum(name not in idle for name in names) - unmoved
 
 
 def main() -> None:

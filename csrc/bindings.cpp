@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "advance_op.h"
 #include "group_norm_op.h"
 #include "normal_op.h"
@@ -44,19 +46,27 @@ void register_advance_call(py::module_& m) {
 }
 
 void register_group_norm(py::module_& m) {
+    py::enum_<edm::Resampling>(m, "Resampling")
+        .value("none", edm::kNone)
+        .value("up", edm::kUp)
+        .value("down", edm::kDown);
     m.def(
         "group_norm_cpu",
-        [](std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t out, edm::Dtype dtype,
-           std::int64_t samples, std::int64_t pixels, std::int64_t channels, std::int64_t groups, float eps, bool silu,
-           std::uintptr_t add, std::uintptr_t scale, std::uintptr_t shift, std::int64_t threads,
-           const std::string& isa) {
-            const edm::GroupNormCall call{samples, pixels, channels, groups, dtype, x,   weight,
-                                          bias,    add,    scale,    shift,  out,   eps, silu};
+        [](std::uintptr_t x, std::uintptr_t beside, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t out,
+           std::uintptr_t keep, edm::Dtype dtype, const std::array<std::int64_t, 5>& shape, std::int64_t groups, float eps,
+           bool silu, std::uintptr_t add, std::int64_t add_stride, std::uintptr_t scale, std::uintptr_t shift,
+           std::int64_t scale_stride, float keep_scale, edm::Resampling resampling, const std::vector<float>& filter,
+           std::int64_t threads, const std::string& isa) {
+            edm::GroupNormCall call{shape[0], shape[1], shape[2], shape[3] + shape[4], shape[4], groups, dtype, x, beside,
+                                    weight, bias, out, keep, add, scale, shift, add_stride, scale_stride, eps, keep_scale,
+                                    silu, resampling, static_cast<int>(filter.size()), {}};
+            std::copy_n(filter.begin(), std::min<std::size_t>(filter.size(), edm::kMostTaps), call.filter);
             const py::gil_scoped_release released;
             edm::group_norm_cpu(call, threads, isa);
         },
-        "x"_a, "weight"_a, "bias"_a, "out"_a, "dtype"_a, "samples"_a, "pixels"_a, "channels"_a, "groups"_a, "eps"_a,
-        "silu"_a = true, "add"_a = 0, "scale"_a = 0, "shift"_a = 0, "threads"_a = 1, "isa"_a = "auto");
+        "x"_a, "beside"_a, "weight"_a, "bias"_a, "out"_a, "keep"_a, "dtype"_a, "shape"_a, "groups"_a, "eps"_a, "silu"_a,
+        "add"_a, "add_stride"_a, "scale"_a, "shift"_a, "scale_stride"_a, "keep_scale"_a, "resampling"_a, "filter"_a,
+        "threads"_a = 1, "isa"_a = "auto");
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 """Signatures of the compiled extension (csrc/bindings.cpp). Private to `engine`."""
 
+from collections.abc import Sequence
+
 def normal(
     seeds_ptr: int,
     draws_ptr: int,
@@ -76,26 +78,38 @@ def advance_cpu(call: AdvanceCall, threads: int = 1, isa: str = "auto") -> None:
         IndexError: a row is outside the table. In either case nothing has been written.
     """
 
+class Resampling:
+    none: Resampling
+    up: Resampling
+    down: Resampling
+
 def group_norm_cpu(
     x: int,
+    beside: int,
     weight: int,
     bias: int,
     out: int,
+    keep: int,
     dtype: Dtype,
-    samples: int,
-    pixels: int,
-    channels: int,
+    shape: tuple[int, int, int, int, int],
     groups: int,
     eps: float,
-    silu: bool = True,
-    add: int = 0,
-    scale: int = 0,
-    shift: int = 0,
+    silu: bool,
+    add: int,
+    add_stride: int,
+    scale: int,
+    shift: int,
+    scale_stride: int,
+    keep_scale: float,
+    resampling: Resampling,
+    filter: Sequence[float],
     threads: int = 1,
     isa: str = "auto",
 ) -> None:
-    """silu((1 + scale) * GroupNorm(x + add) + shift), x [samples, pixels, channels]; csrc/group_norm_op.h. Addresses;
-    add, scale, shift: float32 [samples, channels] or 0. The bits depend on neither `threads` nor the other samples.
+    """resample(silu((1 + scale) * GroupNorm(cat(x, beside) + add) + shift)) to `out`, and if `keep` is no 0
+    resample(keep_scale * cat(x, beside)) to it; csrc/group_norm_op.h. shape: samples, height, width, channels of x,
+    and of beside. add, scale, shift: float32 [samples, channels] with those strides between samples, or 0. The bits
+    depend on neither `threads` nor the other samples.
 
     Raises:
         ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from .denoiser import Denoiser
-from .networks import native_ops
-from .networks.block import UNetBlock
+from .networks import DhariwalUNet, SongUNet, native_ops
+from .networks.block import UNetBlock, gather_affines
 from .networks.layers import Conv2d, GroupNorm
 from .networks.native_ops import NATIVE
 from .networks.ops import TORCH
@@ -29,16 +29,21 @@ def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Den
 
 
 def _specialise(network: nn.Module, device: torch.device) -> None:
-    """The fastest operations for the device, and weights that hold what would follow a convolution."""
+    """The fastest operations for the device, and weights in the form in which least is left to do."""
     native = device.type == "cpu" and native_ops.available()
     for module in network.modules():
         if isinstance(module, GroupNorm | Conv2d):
             module.ops = NATIVE if native else TORCH
         if isinstance(module, Conv2d):
             module.packed = {}
+        if isinstance(module, UNetBlock) and module.num_heads:
+            module.sort_qkv()
         # Not weights in half precision: to scale them would round them again.
         if isinstance(module, UNetBlock) and (module.skip_scale == 1 or module.norm1.weight.dtype == torch.float32):
             module.fold()
+    for module in list(network.modules()):
+        if isinstance(module, SongUNet | DhariwalUNet):
+            module.affines = gather_affines(module)
 
 
 def find_device(device: torch.device | str) -> torch.device:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,7 +35,9 @@ class BlockStyle:
 class UNetBlock(nn.Module):
     """x [B, in_channels, H, W], emb [B, emb_channels] float32 -> [B, out_channels, H', W'] in x's dtype."""
 
-    folded = False
+    affine: nn.Module
+    folded = False  # skip_scale is in the weights
+    sorted_qkv = False
 
     def __init__(
         self,
@@ -72,40 +75,76 @@ class UNetBlock(nn.Module):
             self.qkv = Conv2d(out_channels, out_channels * 3, 1, init=style.init_attn)
             self.proj = Conv2d(out_channels, out_channels, 1, init=style.init_zero)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        y = self.conv0(self.norm0.silu(x))
+    def forward(self, x: Tensor, emb: Tensor, beside: Tensor | None = None) -> Tensor:
+        """beside: a skip connection's tensor, whose channels follow x's; both together are ``in_channels``."""
+        bare = self.skip is None or not self.skip.kernel  # what is kept is added as it is
+        keep = self.skip_scale if self.folded and bare else 1.0
+        y, past = self.norm0.both(x, silu=True, beside=beside, resample=self.conv0.resample, keep=keep)
+        y = self.conv0.convolve(y)
         params = self.affine(emb)
         if self.adaptive_scale:
             scale, shift = params.chunk(2, dim=1)
-            y = self.norm1.silu(y, (scale, shift))
+            y = self.norm1(y, silu=True, scale_shift=(scale, shift))
         else:
-            y = self.norm1.silu(y, add=params)
+            y = self.norm1(y, silu=True, add=params)
         y = F.dropout(y, self.dropout) if self.training else y
-        past = self.skip(x) if self.skip is not None else x
-        x = self.join(self.conv1, y, past, 1.0 if self.skip is not None and self.skip.kernel else self.skip_scale)
+        x = self.join(self.conv1, y, past if self.skip is None else self.skip.convolve(past))
         return self.attend(x) if self.num_heads else x
 
-    def join(self, conv: Conv2d, y: Tensor, x: Tensor, alpha: float) -> Tensor:
-        """(conv(y) + x) * skip_scale: a branch and what it was taken from, of about their variance (ADM lets it grow).
+    def join(self, conv: Conv2d, y: Tensor, past: Tensor) -> Tensor:
+        """(conv(y) + past) * skip_scale: a branch and what it was taken from, kept at its variance (ADM lets it grow).
 
-        Folded, the weights hold the scale, and alpha is what is left of it for x.
+        Folded, the scale is in the weights and in ``past`` already.
         """
         if self.folded:
-            return conv(y, x, alpha)
-        return conv(y) + x if self.skip_scale == 1 else (conv(y) + x) * self.skip_scale
+            return conv.convolve(y, past)
+        return conv(y) + past if self.skip_scale == 1 else (conv(y) + past) * self.skip_scale
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Self-attention over the pixels. The published layout of qkv's channels is [head, channel, (q, k, v)]."""
+        batch, channels, height, width = x.shape
+        y, past = self.norm2.both(x, keep=self.skip_scale if self.folded else 1.0)
+        shape = (batch, self.num_heads, channels // self.num_heads, 3, -1)
+        if self.sorted_qkv:
+            packed = self.qkv(y).reshape(batch, 3, *shape[1:3], -1).permute(1, 0, 2, 4, 3)
+        else:
+            packed = self.qkv(y).reshape(shape).permute(3, 0, 1, 4, 2)
+        a = ops.attention(*packed.unbind(0)).transpose(2, 3).reshape(batch, channels, height, width)
+        return self.join(self.proj, a, past)
 
     def fold(self) -> None:
         """Move skip_scale into the weights of the convolutions that are summed: for use, not for training or saving."""
         summed = [self.conv1, *([self.proj] if self.num_heads else [])]
         summed += [self.skip] if self.skip is not None and self.skip.kernel else []
         for conv in summed if self.skip_scale != 1 else []:
-            conv.scale_(self.skip_scale)
+            conv.replace_weights(lambda t: t * self.skip_scale)
         self.folded = True
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Self-attention over the pixels. The published layout of qkv's channels is [head, channel, (q, k, v)]."""
-        batch, channels, height, width = x.shape
-        packed = self.qkv(self.norm2(x)).reshape(batch, self.num_heads, channels // self.num_heads, 3, -1)
-        q, k, v = packed.permute(3, 0, 1, 4, 2).unbind(0)
-        a = ops.attention(q, k, v).transpose(2, 3).reshape(batch, channels, height, width)
-        return self.join(self.proj, a, x, self.skip_scale)
+    def sort_qkv(self) -> None:
+        """Give qkv's channels the order [(q, k, v), head, channel], in which attention reads them where they lie."""
+        self.qkv.replace_weights(lambda t: t.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1).contiguous())
+        self.sorted_qkv = True
+
+
+class Columns(nn.Module):
+    """A block's share of the product that stands for all blocks' affine layers."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        super().__init__()
+        self.start, self.stop = start, stop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.start : self.stop]
+
+
+def gather_affines(network: nn.Module) -> Linear:
+    """One layer for the affine layers of all blocks, which then take their columns of its result."""
+    blocks = [module for module in network.modules() if isinstance(module, UNetBlock)]
+    weights, biases = ([getattr(block.affine, name) for block in blocks] for name in ("weight", "bias"))
+    gathered = Linear(weights[0].shape[1], sum(len(weight) for weight in weights))
+    gathered.weight, gathered.bias = (nn.Parameter(torch.cat(tensors).detach()) for tensors in (weights, biases))
+    start = 0
+    for block, weight in zip(blocks, weights, strict=True):
+        block.affine = Columns(start, start + len(weight))
+        start += len(weight)
+    return gathered

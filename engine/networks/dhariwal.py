@@ -32,6 +32,7 @@ class DhariwalUNet(nn.Module):
         super().__init__()
         self.img_resolution, self.in_channels, self.out_channels = img_resolution, in_channels, out_channels
         self.label_dim, self.label_dropout = label_dim, label_dropout
+        self.affines: nn.Module | None = None  # all blocks' affine layers in one, once an engine has gathered them
         emb_channels = model_channels * channel_mult_emb
         init = Init("kaiming_uniform", weight=np.sqrt(1 / 3), bias=np.sqrt(1 / 3))
         init_zero = Init("kaiming_uniform", weight=0.0)
@@ -82,7 +83,8 @@ class DhariwalUNet(nn.Module):
         return next(p.dtype for name, p in self.enc.named_parameters() if name.endswith("_conv.weight"))
 
     def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """The conditioning vector [B, emb_channels], in the linear layers' dtype (float32)."""
+        """What conditions the blocks, in the linear layers' dtype (float32): [B, emb_channels], or all their affine
+        layers' results side by side once these are gathered."""
         emb = self.map_noise(noise_labels).to(self.map_layer0.weight.dtype)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels.to(emb.dtype))
@@ -94,7 +96,8 @@ class DhariwalUNet(nn.Module):
                 keep = torch.rand([emb.shape[0], 1], device=emb.device) >= self.label_dropout
                 class_labels = class_labels * keep
             emb = emb + self.map_label(class_labels.to(emb.dtype))
-        return F.silu(emb)
+        emb = F.silu(emb)
+        return emb if self.affines is None else self.affines(emb)
 
     def forward(
         self,
@@ -109,7 +112,5 @@ class DhariwalUNet(nn.Module):
             x = layer(x, emb) if isinstance(layer, UNetBlock) else layer(x)
             skips.append(x)
         for layer in self.dec.values():
-            if x.shape[1] != layer.in_channels:
-                x = torch.cat([x, skips.pop()], dim=1)
-            x = layer(x, emb)
-        return self.out_conv(self.out_norm.silu(x))
+            x = layer(x, emb, skips.pop() if x.shape[1] != layer.in_channels else None)
+        return self.out_conv(self.out_norm(x, silu=True))

@@ -1,16 +1,15 @@
 """Layers with the published EDM parameter names: Linear, Conv2d (with resampling), GroupNorm, noise embeddings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
-from .ops import TORCH, Ops
+from .ops import TORCH, Around, Ops, Resample, resample_by_two
 
 InitMode = Literal["xavier_uniform", "kaiming_uniform", "kaiming_normal"]
 
@@ -86,28 +85,34 @@ class Conv2d(nn.Module):
         taps = torch.as_tensor(resample_filter, dtype=torch.float32)
         outer = (taps.ger(taps) / taps.sum().square())[None, None]
         self.register_buffer("resample_filter", outer if up or down else None)
-        self.filter_padding = (len(resample_filter) - 1) // 2
+        self.taps = tuple(tap / sum(resample_filter) for tap in resample_filter)
 
-    def forward(self, x: Tensor, add: Tensor | None = None, alpha: float = 1.0) -> Tensor:
-        """The layer of x, plus alpha * add; ``add`` has the output's shape, and a convolution must come last."""
-        pad = self.kernel // 2
-        if self.resample_filter is None:
-            return self._convolve(x, pad, add, alpha)
+    @property
+    def resample(self) -> Resample | None:
+        """The resampling that goes with the convolution, if any."""
+        filter = self.resample_filter
+        return None if filter is None else Resample(filter, self.taps, self.up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        resample = self.resample
+        if resample is None:
+            return self.convolve(x)
         if self.fused_resample and self.down and self.weight is not None:
-            x = self._convolve(x, pad + self.filter_padding)
-            return ops.resample(x, self.resample_filter, down=True)
-        x = ops.resample(x, self.resample_filter, up=self.up, down=self.down, padding=self.filter_padding)
-        return self._convolve(x, pad, add, alpha)
+            wider = self.kernel // 2 + len(self.taps) // 2 - 1
+            return resample_by_two(self.convolve(x, padding=wider), resample, padding=0)
+        return self.convolve(resample_by_two(x, resample))
 
-    def _convolve(self, x: Tensor, padding: int, add: Tensor | None = None, alpha: float = 1.0) -> Tensor:
+    def convolve(self, x: Tensor, add: Tensor | None = None, padding: int | None = None) -> Tensor:
+        """The convolution alone, plus ``add``, which has the output's shape; x itself if there is none."""
         if self.weight is None:
             return x
-        return self.ops.conv2d(x, self.weight, self.bias, padding, add, alpha, self.packed)
+        padding = self.kernel // 2 if padding is None else padding
+        return self.ops.conv2d(x, self.weight, self.bias, padding, add, self.packed)
 
-    def scale_(self, factor: float) -> None:
-        """Give the layer new weights, ``factor`` times its own: those it was made with may be another module's."""
+    def replace_weights(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Give the layer new tensors: those it was made with may be another module's."""
         for name, value in list(self.named_parameters(recurse=False)):
-            setattr(self, name, nn.Parameter(value.detach() * factor, requires_grad=value.requires_grad))
+            setattr(self, name, nn.Parameter(change(value.detach()), requires_grad=value.requires_grad))
 
 
 class GroupNorm(nn.Module):
@@ -122,11 +127,13 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ops.group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
+    def forward(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
+        """The norm, and what `ops.group_norm` can do around it."""
+        return self.both(x, **around)[0]
 
-    def silu(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None, add: Tensor | None = None) -> Tensor:
-        return self.ops.group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, scale_shift, add)
+    def both(self, x: Tensor, **around: Unpack[Around]) -> tuple[Tensor, Tensor]:
+        """Also what the block keeps of its input."""
+        return self.ops.group_norm(x, self.weight, self.bias, self.num_groups, self.eps, **around)
 
 
 class PositionalEmbedding(nn.Module):

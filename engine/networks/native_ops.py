@@ -2,40 +2,85 @@
 packed once and with the sum that follows inside it."""
 
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from . import ops
+from .ops import Resample
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_NOTHING = nullcontext()
 _PACKED_SHAPES = 2  # kept of a layer's weight: a job's batches, and its last
 
 
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    """`ops.group_norm`."""
-    return _run(x, weight, bias, groups, eps, silu=False) if _suits(x) else ops.group_norm(x, weight, bias, groups, eps)
-
-
-def group_norm_silu(
+def group_norm(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
     groups: int,
     eps: float,
-    scale_shift: tuple[Tensor, Tensor] | None = None,
+    *,
+    silu: bool = False,
+    beside: Tensor | None = None,
     add: Tensor | None = None,
-) -> Tensor:
-    """`ops.group_norm_silu`, closer to float64 than it in half precision, and faster (`bench/bench_unet.py`).
+    scale_shift: tuple[Tensor, Tensor] | None = None,
+    resample: Resample | None = None,
+    keep: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`ops.group_norm`, closer to float64 than it in half precision, and faster (`bench/bench_unet.py`).
 
     A sample's bits depend neither on the other samples nor on the number of threads. What it does not know (other
-    layouts than channels_last, float64, gradients) torch computes.
+    layouts than channels_last, float64, gradients, long filters) torch computes.
     """
-    if not _suits(x):
-        return ops.group_norm_silu(x, weight, bias, groups, eps, scale_shift, add)
-    scale, shift = (None, None) if scale_shift is None else map(_plain, scale_shift)
-    return _run(x, weight, bias, groups, eps, silu=True, add=_plain(add), scale=scale, shift=shift)
+    if not (
+        _suits(x) and (beside is None or _suits(beside)) and (resample is None or len(resample.taps) in (2, 4, 6, 8))
+    ):
+        return ops.group_norm(
+            x, weight, bias, groups, eps,
+            silu=silu, beside=beside, add=add, scale_shift=scale_shift, resample=resample, keep=keep,
+        )  # fmt: skip
+    from engine import _native
+
+    _require_dtype(x, weight=weight, bias=bias, beside=beside)
+    batch, own, height, width = x.shape
+    others = 0 if beside is None else beside.shape[1]
+    up = resample is not None and resample.up
+    shape = (batch, own + others, *((2 * n if up else n // 2) if resample else n for n in (height, width)))
+    out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    kept = None
+    if keep is not None and (keep != 1 or beside is not None or resample is not None):
+        kept = torch.empty_like(out)
+    add = _rows(add)
+    scale, shift = (None, None) if scale_shift is None else map(_rows, scale_shift)
+    if scale is not None and shift is not None and scale.stride(0) != shift.stride(0):
+        scale, shift = scale.contiguous(), shift.contiguous()
+    with _shown("edm::group_norm"):
+        _native.group_norm_cpu(
+            x.data_ptr(),
+            _address(beside),
+            weight.data_ptr(),
+            bias.data_ptr(),
+            out.data_ptr(),
+            _address(kept),
+            getattr(_native.Dtype, str(x.dtype).removeprefix("torch.")),
+            (batch, height, width, own, others),
+            groups,
+            eps,
+            silu,
+            _address(add),
+            0 if add is None else add.stride(0),
+            _address(scale),
+            _address(shift),
+            0 if scale is None else scale.stride(0),
+            1.0 if keep is None else keep,
+            getattr(_native.Resampling, "none" if resample is None else "up" if up else "down"),
+            () if resample is None else resample.taps,
+            torch.get_num_threads(),
+        )
+    return out, x if kept is None else kept
 
 
 def conv2d(
@@ -44,12 +89,11 @@ def conv2d(
     bias: Tensor | None,
     padding: int,
     add: Tensor | None = None,
-    alpha: float = 1.0,
     packed: dict[torch.Size, Tensor] | None = None,
 ) -> Tensor:
     """`ops.conv2d`; the weight is packed for a shape of x when it comes first, and kept for the last few shapes."""
     if packed is None or not _suits(x) or not _onednn_knows(x.dtype):
-        return ops.conv2d(x, weight, bias, padding, add, alpha)
+        return ops.conv2d(x, weight, bias, padding, add)
     pads, ones = [padding, padding], [1, 1]
     own = packed.get(x.shape)
     if own is None:
@@ -57,12 +101,12 @@ def conv2d(
         for oldest in list(packed)[: 1 - _PACKED_SHAPES]:  # a copy: other threads may be at it too
             packed.pop(oldest, None)
         packed[x.shape] = own
-    if add is not None and alpha == 1 and add.is_contiguous(memory_format=torch.channels_last):
+    if add is not None and add.is_contiguous(memory_format=torch.channels_last):
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x, add, own, bias, pads, ones, ones, 1, "add", 1.0, None, [], ""
         )
     y = torch.ops.mkldnn._convolution_pointwise(x, own, bias, pads, ones, ones, 1, "none", [], "")
-    return y if add is None else y.add_(add, alpha=alpha)
+    return y if add is None else y.add_(add)
 
 
 @cache
@@ -84,51 +128,24 @@ def _suits(x: Tensor) -> bool:
     return dense and x.dtype in _DTYPES and x.device.type == "cpu" and not gradients
 
 
-def _plain(t: Tensor | None) -> Tensor | None:
-    """float32 and contiguous; asked first, because an operation that does nothing costs a microsecond too."""
-    return t if t is None or (t.dtype == torch.float32 and t.is_contiguous()) else t.float().contiguous()
+def _shown(name: str) -> AbstractContextManager[object]:
+    """Makes a call into the extension an event of torch's profiler, where that is on; otherwise costs 0.2 us."""
+    return torch.profiler.record_function(name) if torch.autograd.profiler._is_profiler_enabled else _NOTHING
+
+
+def _require_dtype(x: Tensor, **others: Tensor | None) -> None:
+    for name, other in others.items():
+        if other is not None and other.dtype != x.dtype:
+            raise ValueError(f"{name} is {other.dtype}; allowed: the dtype of x, {x.dtype}")
+
+
+def _rows(t: Tensor | None) -> Tensor | None:
+    """float32 with dense rows; asked first, because an operation that does nothing costs a microsecond too."""
+    return t if t is None or (t.dtype == torch.float32 and t.stride(1) == 1) else t.float().contiguous()
 
 
 def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def _run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    *,
-    silu: bool,
-    add: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-) -> Tensor:
-    from engine import _native
-
-    if weight.dtype != x.dtype or bias.dtype != x.dtype:
-        raise ValueError(f"weight is {weight.dtype}, bias {bias.dtype}; allowed: the dtype of x, {x.dtype}")
-    batch, channels, height, width = x.shape
-    out = torch.empty_like(x)
-    _native.group_norm_cpu(
-        x.data_ptr(),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        out.data_ptr(),
-        getattr(_native.Dtype, str(x.dtype).removeprefix("torch.")),
-        batch,
-        height * width,
-        channels,
-        groups,
-        eps,
-        silu,
-        _address(add),
-        _address(scale),
-        _address(shift),
-        torch.get_num_threads(),
-    )
-    return out
-
-
-NATIVE = ops.Ops("native", group_norm, group_norm_silu, conv2d)
+NATIVE = ops.Ops("native", group_norm, conv2d)

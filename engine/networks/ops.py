@@ -6,13 +6,69 @@ its own copy of the network (`prepare.py`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+class Resample(NamedTuple):
+    """By two, up or down, with a separable low-pass filter; a kernel wants its taps, torch its outer product."""
+
+    filter: Tensor
+    taps: tuple[float, ...]
+    up: bool
+
+
+class Around(TypedDict, total=False):
+    """What `group_norm` can do around the norm."""
+
+    silu: bool
+    beside: Tensor | None
+    add: Tensor | None
+    scale_shift: tuple[Tensor, Tensor] | None
+    resample: Resample | None
+    keep: float | None
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    *,
+    silu: bool = False,
+    beside: Tensor | None = None,
+    add: Tensor | None = None,
+    scale_shift: tuple[Tensor, Tensor] | None = None,
+    resample: Resample | None = None,
+    keep: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What a residual block makes of its input before a convolution, and what it keeps of it to add in the end:
+
+        resample(silu(shift + (1 + scale) * GroupNorm(cat(x, beside) + add))),  resample(keep * cat(x, beside))
+
+    x [B, C, *spatial], beside [B, C', *spatial] (for C + C' channels in all that follows) in one float dtype; weight,
+    bias [C] in x's dtype; scale, shift, add [B, C] in any, or None. keep: None for a block that keeps nothing, whose
+    second result is then x.
+    """
+    x = x if beside is None else torch.cat([x, beside], dim=1)
+    y = _normalise(x if add is None else x + _as_pixels(add, x), weight, bias, groups, eps)
+    if scale_shift is not None:
+        scale, shift = (_as_pixels(t, x) for t in scale_shift)
+        y = torch.addcmul(shift, y, scale + 1)
+    y = F.silu(y) if silu else y
+    if keep is not None and keep != 1:
+        x = x * keep
+    if resample is None:
+        return y, x
+    y = resample_by_two(y, resample)
+    return y, x if keep is None else resample_by_two(x, resample)
+
+
+def _normalise(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
     """GroupNorm(x) of x [B, C, *spatial], weight and bias [C], all of one dtype."""
     if torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
         return group_norm_by_channels(x, weight, bias, groups, eps)
@@ -39,27 +95,6 @@ def group_norm_by_channels(x: Tensor, weight: Tensor, bias: Tensor, groups: int,
     return torch.addcmul(shift.view(as_x), wide, scale.view(as_x)).to(x.dtype)
 
 
-def group_norm_silu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    scale_shift: tuple[Tensor, Tensor] | None = None,
-    add: Tensor | None = None,
-) -> Tensor:
-    """silu(shift + (1 + scale) * GroupNorm(x + add)).
-
-    x [B, C, *spatial] in any float dtype; weight, bias [C] in x's dtype; scale, shift, add [B, C] in any, or None.
-    """
-    x = x if add is None else x + _as_pixels(add, x)
-    y = group_norm(x, weight, bias, groups, eps)
-    if scale_shift is not None:
-        scale, shift = (_as_pixels(t, x) for t in scale_shift)
-        y = torch.addcmul(shift, y, scale + 1)
-    return F.silu(y)
-
-
 def _as_pixels(values: Tensor, x: Tensor) -> Tensor:
     """[B, C] -> [B, C, 1, ...] in x's dtype."""
     return values.to(x.dtype).reshape(*values.shape, *[1] * (x.dim() - 2))
@@ -71,12 +106,11 @@ def conv2d(
     bias: Tensor | None,
     padding: int,
     add: Tensor | None = None,
-    alpha: float = 1.0,
     packed: dict[torch.Size, Tensor] | None = None,
 ) -> Tensor:
-    """conv(x) + alpha * add; packed: where an implementation may keep its own form of the weight, by x's shape."""
+    """conv(x) + add; packed: where an implementation may keep its own form of the weight, by x's shape."""
     y = F.conv2d(x, weight, bias, padding=padding)
-    return y if add is None else torch.add(y, add, alpha=alpha)
+    return y if add is None else y + add
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -84,24 +118,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def resample(x: Tensor, filter: Tensor, *, up: bool = False, down: bool = False, padding: int = 0) -> Tensor:
+def resample_by_two(x: Tensor, how: Resample, *, padding: int | None = None) -> Tensor:
     """Depthwise resampling by two of x [B, C, H, W] with a separable low-pass filter [1, 1, k, k] that sums to 1.
 
-    The two-tap filter is a box: average pooling and pixel repetition compute the same thing
-    several times faster than a grouped convolution does on a CPU.
+    padding: of x with zeros, by default k / 2 - 1, which makes H and W exactly twice or half. The two-tap filter is a
+    box: average pooling and pixel repetition compute the same thing several times faster than a grouped convolution
+    does on a CPU.
     """
-    taps = filter.shape[-1]
+    taps, channels = how.filter.shape[-1], x.shape[1]
+    padding = taps // 2 - 1 if padding is None else padding
     if taps == 2 and padding == 0:
-        if up:
-            return F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.avg_pool2d(x, 2) if down else x
-    channels = x.shape[1]
-    kernel = filter.to(x.dtype).expand(channels, 1, taps, taps)
-    if up:
+        return F.interpolate(x, scale_factor=2, mode="nearest") if how.up else F.avg_pool2d(x, 2)
+    kernel = how.filter.to(x.dtype).expand(channels, 1, taps, taps)
+    if how.up:
         return F.conv_transpose2d(x, kernel * 4, stride=2, padding=padding, groups=channels)
-    if down:
-        return F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
-    return x
+    return F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
 
 
 @dataclass(frozen=True)
@@ -109,9 +140,8 @@ class Ops:
     """One implementation of each operation that has more than one."""
 
     name: str
-    group_norm: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
-    group_norm_silu: Callable[..., Tensor]
+    group_norm: Callable[..., tuple[Tensor, Tensor]]
     conv2d: Callable[..., Tensor]
 
 
-TORCH = Ops("torch", group_norm, group_norm_silu, conv2d)
+TORCH = Ops("torch", group_norm, conv2d)

@@ -53,6 +53,7 @@ class SongUNet(nn.Module):
         super().__init__()
         self.img_resolution, self.in_channels, self.out_channels = img_resolution, in_channels, out_channels
         self.label_dim, self.label_dropout = label_dim, label_dropout
+        self.affines: nn.Module | None = None  # all blocks' affine layers in one, once an engine has gathered them
         emb_channels, noise_channels = model_channels * channel_mult_emb, model_channels * channel_mult_noise
         init = Init("xavier_uniform")
         self._style = BlockStyle(
@@ -146,7 +147,8 @@ class SongUNet(nn.Module):
         return next(p.dtype for name, p in self.enc.named_parameters() if name.endswith("_conv.weight"))
 
     def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """The conditioning vector [B, emb_channels], in the linear layers' dtype (float32)."""
+        """What conditions the blocks, in the linear layers' dtype (float32): [B, emb_channels], or all their affine
+        layers' results side by side once these are gathered."""
         emb = self.map_noise(noise_labels).to(self.map_layer0.weight.dtype)
         emb = emb.reshape(emb.shape[0], 2, -1).flip(1).reshape(emb.shape)  # published order: sin before cos
         if self.map_label is not None:
@@ -158,7 +160,8 @@ class SongUNet(nn.Module):
             emb = emb + self.map_label(class_labels.to(emb.dtype) * np.sqrt(self.label_dim))
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels.to(emb.dtype))
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+        emb = F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+        return emb if self.affines is None else self.affines(emb)
 
     def forward(
         self,
@@ -192,13 +195,11 @@ class SongUNet(nn.Module):
             if name.endswith("aux_up"):
                 aux = layer(aux)
             elif isinstance(layer, GroupNorm):
-                y = layer.silu(x)
+                y = layer(x, silu=True)
             elif name.endswith("aux_conv"):
                 y = layer(y)
                 aux = y if aux is None else aux + y
             else:
-                if x.shape[1] != layer.in_channels:
-                    x = torch.cat([x, skips.pop()], dim=1)
-                x = layer(x, emb)
+                x = layer(x, emb, skips.pop() if x.shape[1] != layer.in_channels else None)
         assert aux is not None  # the level of full resolution always ends in aux_conv
         return aux

@@ -7,6 +7,7 @@ import engine
 from engine import _native
 from engine.networks import native_ops, ops
 from engine.networks.layers import GroupNorm
+from engine.networks.ops import Resample
 from tests.helpers import small_unet
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -23,54 +24,119 @@ SHAPES = [
 
 
 def case(shape, dtype, seed=0, spread=2.0, mean=0.3):
+    """The norm's arguments, and all that can stand around it."""
     generator = torch.Generator().manual_seed(seed)
-    batch, channels = shape[:2]
+    batch, channels, *size = shape
 
     def normal(*size):
         return torch.randn(*size, generator=generator)
 
-    x = (normal(*shape) * spread + mean).to(dtype).contiguous(memory_format=torch.channels_last)
+    def image(channels):
+        return (normal(batch, channels, *size) * spread + mean).to(dtype).contiguous(memory_format=torch.channels_last)
+
+    x, beside = image(channels), image(channels // 2)
     weight, bias = (1 + 0.1 * normal(channels)).to(dtype), normal(channels).to(dtype)
-    each = {"add": normal(batch, channels), "scale_shift": (normal(batch, channels) / 3, normal(batch, channels))}
+    each = {
+        "add": normal(batch, channels),
+        "scale_shift": (normal(batch, channels) / 3, normal(batch, channels)),
+        "beside": beside,
+        "keep": 0.5**0.5,
+    }
     return (x, weight, bias, min(32, channels // 4), 1e-5), each
 
 
+def resampling(taps, up):
+    filter = torch.tensor(taps) / sum(taps)
+    return Resample(filter.outer(filter)[None, None], tuple(filter.tolist()), up)
+
+
+def wide_of(values):
+    """The same in float64; of a dict too."""
+    if isinstance(values, dict):
+        return dict(zip(values, wide_of(values.values()), strict=True))
+    return [doubled(value) for value in values]
+
+
 def doubled(value):
-    return tuple(map(doubled, value)) if isinstance(value, tuple) else value.double()
+    if isinstance(value, Resample):
+        return value
+    if isinstance(value, tuple):
+        return tuple(map(doubled, value))
+    return value.double() if isinstance(value, torch.Tensor) else value
+
+
+def check_against_torch(arguments, options):
+    """Both results within 1.5 of torch's error in the same dtype, root mean square and maximum."""
+    x, dtype = arguments[0], arguments[0].dtype
+    wide = ops.group_norm(*wide_of(arguments), silu=True, **wide_of(options))
+    plain = ops.group_norm(*arguments, silu=True, **options)
+    got = native_ops.group_norm(*arguments, silu=True, **options)
+    for mine, torchs, exact in zip(got, plain, wide, strict=True):
+        assert mine.dtype == dtype
+        assert mine.shape == torchs.shape
+        assert mine.is_contiguous(memory_format=torch.channels_last)
+        error, allowed = (mine.double() - exact).abs(), (torchs.double() - exact).abs()
+        least = torch.finfo(dtype).eps * exact.abs().max()  # a lucky torch, of a few elements, is no yardstick
+        assert error.square().mean().sqrt() <= 1.5 * allowed.square().mean().sqrt() + least
+        assert error.max() <= 1.5 * allowed.max() + least
+    assert (got[1] is x) == (not {"beside", "keep", "resample"} & set(options))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("given", [(), ("add",), ("scale_shift",), ("add", "scale_shift")], ids=str)
+@pytest.mark.parametrize("given", [(), ("add",), ("scale_shift",), ("add", "scale_shift", "keep")], ids=str)
 def test_it_is_as_exact_as_torch(dtype, shape, given):
     arguments, each = case(shape, dtype)
-    options = {name: each[name] for name in given}
-    wide = [doubled(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-    exact = ops.group_norm_silu(*wide, **{name: doubled(value) for name, value in options.items()})
-    plain = (ops.group_norm_silu(*arguments, **options).double() - exact).abs()
-    got = native_ops.group_norm_silu(*arguments, **options)
-    assert got.dtype == dtype
-    assert got.is_contiguous(memory_format=torch.channels_last)
-    error = (got.double() - exact).abs()
-    least = torch.finfo(dtype).eps / 4 * exact.abs().max()  # a lucky torch, of a few elements, is no yardstick
-    assert error.square().mean().sqrt() <= 1.5 * plain.square().mean().sqrt() + least
-    assert error.max() <= 1.5 * plain.max() + least
+    check_against_torch(arguments, {name: each[name] for name in given})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 64, 8, 8), (3, 32, 6, 10), (1, 24, 2, 2)], ids=str)
+@pytest.mark.parametrize("keep", [None, 1.0, 0.5**0.5])
+@pytest.mark.parametrize("taps", [None, (1, 1), (1, 3, 3, 1), (1, 3, 5, 5, 3, 1)], ids=str)
+@pytest.mark.parametrize("up", [True, False])
+def test_tensors_side_by_side_resampled_and_kept(dtype, shape, keep, taps, up):
+    """With the beside tensor as wide as half of x; groups lie across the seam."""
+    (x, weight, bias, _, eps), each = case(shape, dtype)
+    channels = shape[1] // 2 * 3
+    weight, bias = (torch.cat([t, t[: shape[1] // 2] * 0.5]) for t in (weight, bias))
+    options = {"beside": each["beside"], "keep": keep} if keep else {"beside": each["beside"], "keep": 1.0}
+    if taps is not None:
+        options["resample"] = resampling(taps, up)
+    check_against_torch((x, weight, bias, channels // 12, eps), options)
+    if keep is None and taps is not None:
+        alone, _ = native_ops.group_norm(x, *case(shape, dtype)[0][1:], silu=True, resample=options["resample"])
+        expected, _ = ops.group_norm(x, *case(shape, dtype)[0][1:], silu=True, resample=options["resample"])
+        assert (alone.float() - expected.float()).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max()
+
+
+def test_parameters_are_read_where_they_lie():
+    """Columns of a wider product, as the gathered affine layers give them."""
+    arguments, _ = case((3, 64, 4, 4), torch.float32)
+    wide = torch.randn(3, 300)
+    expected = native_ops.group_norm(*arguments, add=wide[:, 7:71].contiguous())[0]
+    assert torch.equal(native_ops.group_norm(*arguments, add=wide[:, 7:71])[0], expected)
+    scale_shift = (wide[:, 100:164], wide[:, 164:228])
+    expected = native_ops.group_norm(*arguments, scale_shift=tuple(t.contiguous() for t in scale_shift))[0]
+    assert torch.equal(native_ops.group_norm(*arguments, scale_shift=scale_shift)[0], expected)
+    mixed = (scale_shift[0].contiguous(), scale_shift[1])
+    assert torch.equal(native_ops.group_norm(*arguments, scale_shift=mixed)[0], expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_without_silu_it_is_group_norm(dtype):
     arguments, _ = case((2, 32, 9, 9), dtype)
-    exact = ops.group_norm(*[a.double() if isinstance(a, torch.Tensor) else a for a in arguments])
-    got, plain = native_ops.group_norm(*arguments), ops.group_norm(*arguments)
+    exact = ops.group_norm(*wide_of(arguments))[0]
+    got, plain = native_ops.group_norm(*arguments)[0], ops.group_norm(*arguments)[0]
     assert (got - exact).abs().max() <= 1.5 * (plain - exact).abs().max()
 
 
 def test_a_mean_far_from_zero_costs_no_accuracy():
     """The variance is not lost in the squares: they are summed in float64."""
     arguments, _ = case((1, 32, 16, 16), torch.float32, mean=300.0, spread=1.0)
-    exact = ops.group_norm_silu(*[a.double() if isinstance(a, torch.Tensor) else a for a in arguments])
-    error = (native_ops.group_norm_silu(*arguments) - exact).abs().max()
-    assert error <= 3 * (ops.group_norm_silu(*arguments) - exact).abs().max()
+    exact = ops.group_norm(*wide_of(arguments), silu=True)[0]
+    error = (native_ops.group_norm(*arguments, silu=True)[0] - exact).abs().max()
+    assert error <= 3 * (ops.group_norm(*arguments, silu=True)[0] - exact).abs().max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -79,23 +145,24 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads(dtype):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        together = native_ops.group_norm_silu(x, *rest, add=each["add"])
+        together = native_ops.group_norm(x, *rest, add=each["add"], silu=True)[0]
         torch.set_num_threads(3)
-        assert torch.equal(native_ops.group_norm_silu(x, *rest, add=each["add"]), together)
+        assert torch.equal(native_ops.group_norm(x, *rest, add=each["add"], silu=True)[0], together)
     finally:
         torch.set_num_threads(before)
     for b in range(len(x)):
-        alone = native_ops.group_norm_silu(x[b : b + 1], *rest, add=each["add"][b : b + 1])
+        alone = native_ops.group_norm(x[b : b + 1], *rest, add=each["add"][b : b + 1], silu=True)[0]
         assert torch.equal(alone[0], together[b])
 
 
 @pytest.mark.parametrize("isa", _native.normal_isas())
 def test_every_instruction_set(isa, monkeypatch):
     arguments, each = case((2, 48, 9, 9), torch.bfloat16)
-    expected = native_ops.group_norm_silu(*arguments, **each)
+    del each["beside"]
+    expected = native_ops.group_norm(*arguments, **each, silu=True)[0]
     plain = _native.group_norm_cpu
     monkeypatch.setattr(_native, "group_norm_cpu", lambda *a, **k: plain(*a, **k, isa=isa))
-    got = native_ops.group_norm_silu(*arguments, **each)
+    got = native_ops.group_norm(*arguments, **each, silu=True)[0]
     assert (got.float() - expected.float()).abs().max() <= 2**-7 * expected.abs().max()  # one rounding to bfloat16
     assert (got == expected).double().mean() > 0.99
 
@@ -104,24 +171,25 @@ def test_extremes():
     """Infinity, NaN and what overflows float16 stay what they are; a constant group has no spread to divide by."""
     weight, bias = torch.ones(8), torch.full([8], 0.5)
     x = torch.zeros(1, 8, 2, 2).contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(native_ops.group_norm(x, weight, bias, 2, 1e-5), torch.tensor(0.5))
+    assert torch.allclose(native_ops.group_norm(x, weight, bias, 2, 1e-5)[0], torch.tensor(0.5))
     x[0, 0, 0, 0] = torch.nan
-    got = native_ops.group_norm_silu(x, weight, bias, 2, 1e-5)
+    got = native_ops.group_norm(x, weight, bias, 2, 1e-5, silu=True)[0]
     assert got[0, :4].isnan().all()
     assert got[0, 4:].isfinite().all()
     x = torch.full((1, 8, 2, 2), 1e4).contiguous(memory_format=torch.channels_last)
     x[0, :, 0] = -1e4
-    big = native_ops.group_norm_silu(x, weight * 200, bias, 2, 1e-5)
+    big = native_ops.group_norm(x, weight * 200, bias, 2, 1e-5, silu=True)[0]
     assert torch.allclose(big, torch.nn.functional.silu(torch.sign(x) * 200 + 0.5))
 
 
 def test_what_it_does_not_know_torch_computes():
     arguments, each = case((2, 32, 8, 8), torch.float32)
     x, *rest = arguments
+    del each["beside"]
     for other in (x.contiguous(), x.clone().requires_grad_()):
-        got = native_ops.group_norm_silu(other, *rest, **each)
-        assert torch.equal(got, ops.group_norm_silu(other, *rest, **each))
-    with pytest.raises(ValueError, match=r"weight is torch.float64, .*; allowed: the dtype of x, torch.float32"):
+        got = native_ops.group_norm(other, *rest, **each, silu=True)[0]
+        assert torch.equal(got, ops.group_norm(other, *rest, **each, silu=True)[0])
+    with pytest.raises(ValueError, match=r"weight is torch.float64; allowed: the dtype of x, torch.float32"):
         native_ops.group_norm(x, rest[0].double(), *rest[1:])
 
 
