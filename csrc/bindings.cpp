@@ -7,6 +7,7 @@
 
 #include "advance_op.h"
 #include "group_norm_op.h"
+#include "linear_op.h"
 #include "normal_op.h"
 
 #ifdef EDM_CUDA
@@ -81,6 +82,15 @@ PYBIND11_MODULE(_native, m) {
 
     register_advance_call(m);
     register_group_norm(m);
+    m.def(
+        "linear_cpu",
+        [](std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t add, std::uintptr_t out,
+           std::int64_t rows, std::int64_t inputs, std::int64_t outputs, bool silu, std::int64_t threads,
+           const std::string& isa) {
+            edm::linear_cpu({rows, inputs, outputs, x, weight, bias, add, out, silu}, threads, isa);
+        },
+        "x"_a, "weight"_a, "bias"_a, "add"_a, "out"_a, "rows"_a, "inputs"_a, "outputs"_a, "silu"_a, "threads"_a = 1,
+        "isa"_a = "auto", py::call_guard<py::gil_scoped_release>());
     m.def("row_columns", &edm::row_columns);
     m.def("advance_cpu", &edm::advance_cpu, "call"_a, "threads"_a = 1, "isa"_a = "auto",
           py::call_guard<py::gil_scoped_release>());

@@ -2,6 +2,7 @@
 // from the standard library is instantiated here, for the reason given in hd.h.
 #include "group_norm_op.h"
 #include "half.h"
+#include "silu.h"
 
 #define EDM_JOIN_(a, b) a##b
 #define EDM_JOIN(a, b) EDM_JOIN_(a, b)
@@ -33,27 +34,6 @@ struct Float32 {
 template <class S>
 const S* pointer(std::uintptr_t address, std::int64_t offset) {
     return reinterpret_cast<const S*>(address) + offset;
-}
-
-// e^z for |z| up to 87, within 2 ulp: 2^n times a polynomial of degree 6 in the rest, |rest| <= ln 2 / 2.
-inline float exp_of(float z) {
-    constexpr float kMagic = 12582912.0f;     // 1.5 * 2^23: adding it rounds to an integer
-    const float n = (z * 1.44269504f + kMagic) - kMagic;
-    const float r = (z - n * 0.693359375f) - n * -2.12194440e-4f;
-    float p = 1.3888889e-3f;
-    p = p * r + 8.3333333e-3f;
-    p = p * r + 4.1666667e-2f;
-    p = p * r + 1.6666667e-1f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * float_of((static_cast<std::int32_t>(n) + 127) << 23);
-}
-
-// y / (1 + e^-y). Comparisons that a NaN fails leave the clamp's bound, and the NaN in the numerator.
-inline float silu_of(float y) {
-    const float below = -y < 87.0f ? -y : 87.0f;
-    return y / (1.0f + exp_of(below > -87.0f ? below : -87.0f));
 }
 
 // total and squares of `width` neighbouring channels over `count` lines that are `stride` elements apart.

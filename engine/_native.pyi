@@ -115,6 +115,26 @@ def group_norm_cpu(
         ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.
     """
 
+def linear_cpu(
+    x: int,
+    weight: int,
+    bias: int,
+    add: int,
+    out: int,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    silu: bool,
+    threads: int = 1,
+    isa: str = "auto",
+) -> None:
+    """out = x W^T + bias + add, or silu of it, in float32; csrc/linear_op.h. Addresses; bias and add may be 0. The bits
+    of a row depend on neither `threads` nor the other rows.
+
+    Raises:
+        ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.
+    """
+
 def run_of(pixels: int, channel: int, index: int, width: int) -> tuple[int, int, int]:
     """First pixel (lane 0) and lanes [low, high) of run `index` of a plane; how both backends cut planes up."""
 

@@ -26,6 +26,7 @@ def sample(
     mask: Tensor | None = None,
     offset_noise: float = 0.0,
     batch_size: int | None = None,
+    batch_invariant: bool = False,
     dtype: torch.dtype | None = None,
     state_dtype: torch.dtype = torch.float64,
     output_dtype: torch.dtype = torch.float32,
@@ -59,6 +60,7 @@ def sample(
         backend=backend,
         device=device,
         batch_size=batch_size,
+        batch_invariant=batch_invariant,
         on_nonfinite=on_nonfinite,
     )
     return engine.sample(

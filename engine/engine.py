@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from . import adaptive, loop
 from .backends import select
+from .batch_invariant import make_batch_invariant
 from .denoiser import Denoiser
-from .guidance import Guidance
+from .guidance import ClassifierGuidance, Guidance
 from .job import Asked, Job
 from .plan import Plan, Sampler
 from .prepare import device_of, find_device, prepare
@@ -43,6 +44,9 @@ class Engine:
     state_dtype: the solver's, float64 or float32. output_dtype: of the images returned.
     backend: "auto" or a name from `engine.backends`. device: None keeps the denoiser's own.
     batch_size: samples evaluated together at most; None means 64.
+    batch_invariant: promise each image the bits it would have in a batch of its own, whatever else is drawn with it.
+    Our networks' operations on a CPU give these bits at no cost. Where a trial on this machine finds that a batch size
+    gives others (CUDA's convolutions do, other modules may), smaller batches are evaluated, and a warning says so.
     on_nonfinite: what to do when a sample becomes infinite or NaN: "raise" `NonFiniteError`, or "rerun" that sample
     alone with a float32 network (and raise if it happens again, or if the network is no half precision one).
 
@@ -61,6 +65,7 @@ class Engine:
         backend: str = "auto",
         device: torch.device | str | None = None,
         batch_size: int | None = None,
+        batch_invariant: bool = False,
         on_nonfinite: Literal["raise", "rerun"] = "raise",
     ) -> None:
         if not isinstance(denoiser, Denoiser):
@@ -78,7 +83,8 @@ class Engine:
         self.backend = select(backend, self.device, state_dtype, dtype or denoiser.dtype)
         self.state_dtype, self.output_dtype = state_dtype, output_dtype
         self.batch_size = batch_size or _DEFAULT_BATCH
-        self.denoiser = prepare(denoiser, dtype or denoiser.dtype, self.device)
+        self.batch_invariant = batch_invariant
+        self.denoiser = self._prepare(denoiser, dtype or denoiser.dtype)
         self.guidance, self._prepared_guidance = guidance, self._take(guidance)
         self.on_nonfinite = on_nonfinite
         self._source = denoiser  # what a rerun in float32 starts from
@@ -128,7 +134,15 @@ class Engine:
         if not isinstance(guidance, Guidance):
             raise ValueError(f"guidance is {guidance!r}; allowed: one of engine.guidance, or None")
         guidance.check(self.denoiser)
-        return guidance.prepared(lambda denoiser: prepare(denoiser, self.denoiser.dtype, self.device))
+        if self.batch_invariant and isinstance(guidance, ClassifierGuidance):
+            raise ValueError("guidance is ClassifierGuidance; allowed: others, with batch_invariant=True")
+        return guidance.prepared(lambda denoiser: self._prepare(denoiser, self.denoiser.dtype))
+
+    def _prepare(self, denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
+        prepared = prepare(denoiser, dtype, self.device)
+        if self.batch_invariant:
+            make_batch_invariant(prepared, self.batch_size)
+        return prepared
 
     def _stream(self, run: "_Run", job: Job, progress: bool) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         total = None if run.adaptive else math.ceil(len(job.positions) / self.batch_size) * run.plan.nfe
@@ -220,6 +234,8 @@ class Engine:
             state_dtype=self.state_dtype,
             backend=self.backend.name,
             device=self.device,
+            batch_invariant=self.batch_invariant,
+            batch_size=1,
         )
         run = replace(run, guidance=careful._take(run.given))
         return torch.cat([careful._run(run, job.take([sample]), lambda: None) for sample in broken])

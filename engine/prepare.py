@@ -8,7 +8,7 @@ from torch import nn
 from .denoiser import Denoiser
 from .networks import DhariwalUNet, SongUNet, native_ops
 from .networks.block import UNetBlock, gather_affines
-from .networks.layers import Conv2d, GroupNorm
+from .networks.layers import Conv2d, GroupNorm, Linear
 from .networks.native_ops import NATIVE
 from .networks.ops import TORCH
 from .networks.precision import cast_network, is_cast
@@ -30,9 +30,12 @@ def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Den
 
 def _specialise(network: nn.Module, device: torch.device) -> None:
     """The fastest operations for the device, and weights in the form in which least is left to do."""
+    for module in list(network.modules()):
+        if isinstance(module, SongUNet | DhariwalUNet):
+            module.affines = gather_affines(module)
     native = device.type == "cpu" and native_ops.available()
     for module in network.modules():
-        if isinstance(module, GroupNorm | Conv2d):
+        if isinstance(module, GroupNorm | Conv2d | Linear):
             module.ops = NATIVE if native else TORCH
         if isinstance(module, Conv2d):
             module.packed = {}
@@ -41,9 +44,6 @@ def _specialise(network: nn.Module, device: torch.device) -> None:
         # Not weights in half precision: to scale them would round them again.
         if isinstance(module, UNetBlock) and (module.skip_scale == 1 or module.norm1.weight.dtype == torch.float32):
             module.fold()
-    for module in list(network.modules()):
-        if isinstance(module, SongUNet | DhariwalUNet):
-            module.affines = gather_affines(module)
 
 
 def find_device(device: torch.device | str) -> torch.device:

@@ -38,10 +38,10 @@ def ideal(data: Tensor) -> Denoiser:
     return Denoiser(IdealNetwork(data), Direct(), img_shape=tuple(data.shape[1:]))
 
 
-def small_unet() -> Denoiser:
+def small_unet(label_dim: int = 0, seed: int = 0) -> Denoiser:
     """A DDPM++ of one channel and 16 x 16 pixels with weights that do something."""
-    torch.manual_seed(0)
-    network = SongUNet(16, 1, 1, model_channels=16, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8])
+    torch.manual_seed(seed)
+    network = SongUNet(16, 1, 1, label_dim, model_channels=16, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[8])
     for p in network.parameters():
         nn.init.normal_(p, std=0.05)
     return Denoiser(network, EDM()).eval()

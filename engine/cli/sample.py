@@ -40,6 +40,7 @@ _PATH = click.Path(path_type=Path, exists=True)
 @click.option("--noise", type=click.Choice(NOISES), default="philox", show_default=True, help="Random streams.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the network.")
 @click.option("--batch", type=int, default=64, show_default=True, help="Images evaluated together.")
+@click.option("--batch-invariant", is_flag=True, help="Each image has the bits it would have in a batch of its own.")
 @click.option("--backend", default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
@@ -56,6 +57,7 @@ def sample(
     noise: str,
     dtype: str,
     batch: int,
+    batch_invariant: bool,
     backend: str,
     device: str,
     out: Path,
@@ -79,6 +81,7 @@ def sample(
         backend=backend,
         device=device,
         batch_size=batch,
+        batch_invariant=batch_invariant,
     )
     labels = [classes[i % len(classes)] for i in range(len(seeds))] if classes else None
     shape = denoiser.img_shape

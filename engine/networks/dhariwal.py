@@ -87,15 +87,15 @@ class DhariwalUNet(nn.Module):
         layers' results side by side once these are gathered."""
         emb = self.map_noise(noise_labels).to(self.map_layer0.weight.dtype)
         if self.map_augment is not None and augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels.to(emb.dtype))
-        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+            emb = self.map_augment(augment_labels.to(emb.dtype), add=emb)
+        emb = self.map_layer1(self.map_layer0(emb, silu=True))
         if self.map_label is not None:
             if class_labels is None:
                 raise ValueError("class_labels is None; a network with label_dim > 0 needs [B, label_dim]")
             if self.training and self.label_dropout:
                 keep = torch.rand([emb.shape[0], 1], device=emb.device) >= self.label_dropout
                 class_labels = class_labels * keep
-            emb = emb + self.map_label(class_labels.to(emb.dtype))
+            emb = self.map_label(class_labels.to(emb.dtype), add=emb)
         emb = F.silu(emb)
         return emb if self.affines is None else self.affines(emb)
 

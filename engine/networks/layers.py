@@ -6,7 +6,6 @@ from typing import Literal, Unpack
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ops import TORCH, Around, Ops, Resample, resample_by_two
@@ -33,7 +32,9 @@ class Init:
 
 
 class Linear(nn.Module):
-    """y = x W^T + b for x [..., in_features]."""
+    """y = x W^T + b for x [B, in_features]."""
+
+    ops: Ops = TORCH
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, init: Init | None = None) -> None:
         super().__init__()
@@ -43,8 +44,9 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(init.draw([out_features, in_features], *fans) * init.weight)
         self.bias = nn.Parameter(init.draw([out_features], *fans) * init.bias) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, *, add: Tensor | None = None, silu: bool = False) -> Tensor:
+        """The layer of x, plus ``add``, or silu of that."""
+        return self.ops.linear(x, self.weight, self.bias, add=add, silu=silu)
 
 
 class Conv2d(nn.Module):

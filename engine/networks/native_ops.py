@@ -1,5 +1,5 @@
-"""The networks' operations on a CPU: GroupNorm in our C++ (csrc/group_norm_op.h); convolution by oneDNN, on weights
-packed once and with the sum that follows inside it."""
+"""The networks' operations on a CPU: GroupNorm and float32 linear layers in our C++ (csrc/group_norm_op.h,
+linear_op.h); convolution by oneDNN, on weights packed once and with the sum that follows inside it."""
 
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
@@ -109,6 +109,25 @@ def conv2d(
     return y if add is None else y.add_(add)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None = None, silu: bool = False) -> Tensor:
+    """`ops.linear` in float32; a row's bits depend neither on the other rows nor on the number of threads."""
+    tensors = [t for t in (x, weight, bias, add) if t is not None]
+    if not all(t.dtype == torch.float32 and t.is_contiguous() and t.device.type == "cpu" for t in tensors) or (
+        torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    ):
+        return ops.linear(x, weight, bias, add=add, silu=silu)
+    from engine import _native
+
+    out = torch.empty(len(x), len(weight))
+    sizes = (len(x), x.shape[1], len(weight))
+    with _shown("edm::linear"):
+        _native.linear_cpu(
+            x.data_ptr(), weight.data_ptr(), _address(bias), _address(add), out.data_ptr(), *sizes, silu,
+            torch.get_num_threads(),
+        )  # fmt: skip
+    return out
+
+
 @cache
 def _onednn_knows(dtype: torch.dtype) -> bool:
     """Whether oneDNN convolves in this dtype on this processor."""
@@ -148,4 +167,4 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-NATIVE = ops.Ops("native", group_norm, conv2d)
+NATIVE = ops.Ops("native", group_norm, conv2d, linear)

@@ -113,6 +113,13 @@ def conv2d(
     return y if add is None else y + add
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None = None, silu: bool = False) -> Tensor:
+    """x W^T + bias + add, or silu of it: x [B, inputs], weight [outputs, inputs], add [B, outputs]."""
+    y = F.linear(x, weight, bias)
+    y = y if add is None else add + y
+    return F.silu(y) if silu else y
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax(q k^T / sqrt(C)) v over [B, heads, L, C], with the softmax accumulated in float32."""
     return F.scaled_dot_product_attention(q, k, v)
@@ -142,6 +149,7 @@ class Ops:
     name: str
     group_norm: Callable[..., tuple[Tensor, Tensor]]
     conv2d: Callable[..., Tensor]
+    linear: Callable[..., Tensor]
 
 
-TORCH = Ops("torch", group_norm, conv2d)
+TORCH = Ops("torch", group_norm, conv2d, linear)

@@ -5,7 +5,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block import BlockStyle, UNetBlock
@@ -157,10 +156,10 @@ class SongUNet(nn.Module):
             if self.training and self.label_dropout:
                 keep = torch.rand([emb.shape[0], 1], device=emb.device) >= self.label_dropout
                 class_labels = class_labels * keep
-            emb = emb + self.map_label(class_labels.to(emb.dtype) * np.sqrt(self.label_dim))
+            emb = self.map_label(class_labels.to(emb.dtype) * np.sqrt(self.label_dim), add=emb)
         if self.map_augment is not None and augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels.to(emb.dtype))
-        emb = F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+            emb = self.map_augment(augment_labels.to(emb.dtype), add=emb)
+        emb = self.map_layer1(self.map_layer0(emb, silu=True), silu=True)
         return emb if self.affines is None else self.affines(emb)
 
     def forward(

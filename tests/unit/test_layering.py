@@ -23,7 +23,7 @@ LAYERS = [
     {"networks", "networks.song", "networks.dhariwal", "plan", "state"},
     {"samplers", "samplers.base", "samplers.levels", "samplers.registry", "reference", "denoiser", "images"},
     {"backends", "networks.ideal", "checkpoints", "prepare", "guidance"},
-    {"loop", "adaptive", "job", "torch_noise"},
+    {"loop", "adaptive", "job", "torch_noise", "batch_invariant"},
     {"engine"},
     {"api"},
     {

@@ -1,0 +1,45 @@
+#include "linear_op.h"
+
+#include <stdexcept>
+
+#include "normal_op.h"
+#include "parallel.h"
+
+namespace edm {
+namespace {
+
+// Products a thread must have to be worth waking: some 10 us of work.
+constexpr std::int64_t kProductsPerThread = 200000;
+
+LinearLoop find_loop(const std::string& isa) {
+    const std::string name = choose_isa(isa);
+#ifdef EDM_X86_64
+    if (name == "avx512") return linear_avx512;
+    if (name == "avx2") return linear_avx2;
+#endif
+    return linear_generic;
+}
+
+void require(bool fine, const std::string& message) {
+    if (!fine) {
+        throw std::invalid_argument("linear: " + message);
+    }
+}
+
+}  // namespace
+
+void linear_cpu(const LinearCall& call, std::int64_t threads, const std::string& isa) {
+    const LinearLoop loop = find_loop(isa);
+    require(threads >= 1 && threads <= 1024, "threads must be in [1, 1024], got " + std::to_string(threads));
+    require(call.rows >= 0 && call.inputs >= 0 && call.outputs >= 0, "sizes must not be negative");
+    if (call.rows == 0 || call.outputs == 0) {
+        return;
+    }
+    require((call.x != 0 && call.weight != 0) || call.inputs == 0, "x and weight must be there");
+    require(call.out != 0, "out must be there");
+    const std::int64_t useful = call.rows * call.inputs * call.outputs / kProductsPerThread;
+    parallel_ranges(call.outputs, useful < threads ? useful : threads,
+                    [&](std::int64_t begin, std::int64_t end) { loop(call, begin, end); });
+}
+
+}  // namespace edm
