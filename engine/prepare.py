@@ -6,11 +6,10 @@ import torch
 from torch import nn
 
 from .denoiser import Denoiser
-from .networks import DhariwalUNet, SongUNet, native_ops
+from .networks import DhariwalUNet, SongUNet, native_ops, triton_ops
 from .networks.block import UNetBlock, gather_affines
 from .networks.layers import Conv2d, GroupNorm, Linear
-from .networks.native_ops import NATIVE
-from .networks.ops import TORCH
+from .networks.ops import TORCH, Ops
 from .networks.precision import cast_network, is_cast
 
 
@@ -33,10 +32,10 @@ def _specialise(network: nn.Module, device: torch.device) -> None:
     for module in list(network.modules()):
         if isinstance(module, SongUNet | DhariwalUNet):
             module.affines = gather_affines(module)
-    native = device.type == "cpu" and native_ops.available()
+    chosen = _ops_for(device)
     for module in network.modules():
         if isinstance(module, GroupNorm | Conv2d | Linear):
-            module.ops = NATIVE if native else TORCH
+            module.ops = chosen
         if isinstance(module, Conv2d):
             module.packed = {}
         if isinstance(module, UNetBlock) and module.num_heads:
@@ -44,6 +43,12 @@ def _specialise(network: nn.Module, device: torch.device) -> None:
         # Not weights in half precision: to scale them would round them again.
         if isinstance(module, UNetBlock) and (module.skip_scale == 1 or module.norm1.weight.dtype == torch.float32):
             module.fold()
+
+
+def _ops_for(device: torch.device) -> Ops:
+    if device.type == "cpu" and native_ops.available():
+        return native_ops.NATIVE
+    return triton_ops.TRITON if device.type == "cuda" and triton_ops.available() else TORCH
 
 
 def find_device(device: torch.device | str) -> torch.device:

@@ -138,9 +138,16 @@ class Columns(nn.Module):
 
 
 def gather_affines(network: nn.Module) -> Linear:
-    """One layer for the affine layers of all blocks, which then take their columns of its result."""
+    """One layer for the affine layers of all blocks, which then take their columns of its result.
+
+    Where these are added to a convolution's output, its bias is in the layer too.
+    """
     blocks = [module for module in network.modules() if isinstance(module, UNetBlock)]
     weights, biases = ([getattr(block.affine, name) for block in blocks] for name in ("weight", "bias"))
+    for index, block in enumerate(blocks):
+        if not block.adaptive_scale and block.conv0.bias is not None:
+            biases[index] = biases[index] + block.conv0.bias.to(biases[index].dtype)
+            block.conv0.bias = None
     gathered = Linear(weights[0].shape[1], sum(len(weight) for weight in weights))
     gathered.weight, gathered.bias = (nn.Parameter(torch.cat(tensors).detach()) for tensors in (weights, biases))
     start = 0

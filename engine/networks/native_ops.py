@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .dense import outputs, require_dtype, resamples, rows, rows_alike, suits
 from .ops import Resample
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _NOTHING = nullcontext()
 _PACKED_SHAPES = 2  # kept of a layer's weight: a job's batches, and its last
 
@@ -35,28 +35,19 @@ def group_norm(
     A sample's bits depend neither on the other samples nor on the number of threads. What it does not know (other
     layouts than channels_last, float64, gradients, long filters) torch computes.
     """
-    if not (
-        _suits(x) and (beside is None or _suits(beside)) and (resample is None or len(resample.taps) in (2, 4, 6, 8))
-    ):
+    if not (suits(x, beside) and x.device.type == "cpu" and resamples(x, resample)):
         return ops.group_norm(
             x, weight, bias, groups, eps,
             silu=silu, beside=beside, add=add, scale_shift=scale_shift, resample=resample, keep=keep,
         )  # fmt: skip
     from engine import _native
 
-    _require_dtype(x, weight=weight, bias=bias, beside=beside)
+    require_dtype(x, weight=weight, bias=bias, beside=beside)
+    out, kept = outputs(x, beside, resample, keep)
+    add = rows(add)
+    scale, shift = rows_alike(scale_shift)
     batch, own, height, width = x.shape
-    others = 0 if beside is None else beside.shape[1]
-    up = resample is not None and resample.up
-    shape = (batch, own + others, *((2 * n if up else n // 2) if resample else n for n in (height, width)))
-    out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    kept = None
-    if keep is not None and (keep != 1 or beside is not None or resample is not None):
-        kept = torch.empty_like(out)
-    add = _rows(add)
-    scale, shift = (None, None) if scale_shift is None else map(_rows, scale_shift)
-    if scale is not None and shift is not None and scale.stride(0) != shift.stride(0):
-        scale, shift = scale.contiguous(), shift.contiguous()
+    resampling = "none" if resample is None else "up" if resample.up else "down"
     with _shown("edm::group_norm"):
         _native.group_norm_cpu(
             x.data_ptr(),
@@ -66,7 +57,7 @@ def group_norm(
             out.data_ptr(),
             _address(kept),
             getattr(_native.Dtype, str(x.dtype).removeprefix("torch.")),
-            (batch, height, width, own, others),
+            (batch, height, width, own, out.shape[1] - own),
             groups,
             eps,
             silu,
@@ -76,7 +67,7 @@ def group_norm(
             _address(shift),
             0 if scale is None else scale.stride(0),
             1.0 if keep is None else keep,
-            getattr(_native.Resampling, "none" if resample is None else "up" if up else "down"),
+            getattr(_native.Resampling, resampling),
             () if resample is None else resample.taps,
             torch.get_num_threads(),
         )
@@ -92,7 +83,7 @@ def conv2d(
     packed: dict[torch.Size, Tensor] | None = None,
 ) -> Tensor:
     """`ops.conv2d`; the weight is packed for a shape of x when it comes first, and kept for the last few shapes."""
-    if packed is None or not _suits(x) or not _onednn_knows(x.dtype):
+    if packed is None or not suits(x) or x.device.type != "cpu" or not _onednn_knows(x.dtype):
         return ops.conv2d(x, weight, bias, padding, add)
     pads, ones = [padding, padding], [1, 1]
     own = packed.get(x.shape)
@@ -141,26 +132,9 @@ def available() -> bool:
     return importlib.util.find_spec("engine._native") is not None
 
 
-def _suits(x: Tensor) -> bool:
-    gradients = torch.is_grad_enabled() and x.requires_grad
-    dense = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return dense and x.dtype in _DTYPES and x.device.type == "cpu" and not gradients
-
-
 def _shown(name: str) -> AbstractContextManager[object]:
     """Makes a call into the extension an event of torch's profiler, where that is on; otherwise costs 0.2 us."""
     return torch.profiler.record_function(name) if torch.autograd.profiler._is_profiler_enabled else _NOTHING
-
-
-def _require_dtype(x: Tensor, **others: Tensor | None) -> None:
-    for name, other in others.items():
-        if other is not None and other.dtype != x.dtype:
-            raise ValueError(f"{name} is {other.dtype}; allowed: the dtype of x, {x.dtype}")
-
-
-def _rows(t: Tensor | None) -> Tensor | None:
-    """float32 with dense rows; asked first, because an operation that does nothing costs a microsecond too."""
-    return t if t is None or (t.dtype == torch.float32 and t.stride(1) == 1) else t.float().contiguous()
 
 
 def _address(t: Tensor | None) -> int:

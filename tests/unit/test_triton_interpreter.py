@@ -1,7 +1,8 @@
 """The Triton kernels on CPU tensors, by Triton's interpreter, to the bit against the reference.
 
 Triton decides when it is imported whether it interprets, so the tests run in a process of their own: all of
-test_advance.py for the Triton backend, and interpreted.py. In this process the backend says why it cannot run.
+test_advance.py for the Triton backend, interpreted.py and interpreted_networks.py. In this process the backend says
+why it cannot run.
 """
 
 import os
@@ -23,7 +24,9 @@ if triton.knobs.runtime.interpret:
     pytest.skip("Triton's interpreter is on already", allow_module_level=True)
 
 
-@pytest.mark.parametrize("tests", [["test_advance.py", "-k", "triton"], ["interpreted.py"]], ids=lambda t: t[0])
+@pytest.mark.parametrize(
+    "tests", [["test_advance.py", "-k", "triton"], ["interpreted.py"], ["interpreted_networks.py"]], ids=lambda t: t[0]
+)
 def test_under_the_interpreter(tests):
     # NumPy, which the interpreter computes with, warns of what IEEE arithmetic defines: overflow, infinity, NaN.
     quiet = ["-W", "ignore::RuntimeWarning", "-W", "ignore::UserWarning"]

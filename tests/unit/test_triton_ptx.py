@@ -3,11 +3,8 @@ stated bytes per element rest on. The launchers run on CPU tensors with the kern
 compiled is what a launch would ask for: its constants, its alignments, its options.
 """
 
-import inspect
 import re
-import subprocess
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,75 +12,23 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from engine.kernels import advance, guide_scale, philox  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
-from engine import kernels  # noqa: E402
 from engine.backends import triton as backend  # noqa: E402
 from engine.plan import Op  # noqa: E402
 from tests.cases import Case  # noqa: E402
+from tests.ptx import accesses, compiled, launches, resources  # noqa: E402
 
 if triton.knobs.runtime.interpret:
     pytest.skip("Triton's interpreter is on: there is nothing to compile", allow_module_level=True)
 
 FLAT, LAST = torch.contiguous_format, torch.channels_last
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
-NAMES = {F64: "fp64", F32: "fp32", F16: "fp16", BF16: "bf16", torch.int64: "i64"}
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-
-
-class Recorder:
-    """Stands in for a kernel: ``kernel[grid](*args, **kwargs)`` is kept instead of launched."""
-
-    def __getitem__(self, grid):
-        self.grid = grid
-        return self
-
-    def __call__(self, *args, **kwargs):
-        self.args, self.kwargs = args, kwargs
 
 
 @pytest.fixture
 def launched(monkeypatch):
     """launched(module, kernel name, call) -> the launch that call() makes."""
-
-    def record(module, name, call):
-        recorders = {}
-        for each in {module, advance, guide_scale}:
-            for kernel in [kernel for kernel in vars(each) if re.fullmatch(r"_\w+_kernel", kernel)]:
-                recorders[kernel] = Recorder()
-                monkeypatch.setattr(each, kernel, recorders[kernel])
-        call()
-        monkeypatch.undo()
-        return recorders[name]
-
-    return record
-
-
-def compiled(kernel, launch, sm, cache):
-    """The kernel specialised as a launch would: 1 becomes a constant, multiples of 16 are known as such."""
-    names = kernel.arg_names
-    options = {name: value for name, value in launch.kwargs.items() if name not in names}
-    given = inspect.signature(kernel.fn).bind(
-        *launch.args, **{n: launch.kwargs[n] for n in launch.kwargs if n in names}
-    )
-    signature, constants, attributes = {}, {}, {}
-    for index, (name, value) in enumerate(given.arguments.items()):
-        parameter = kernel.params[index]
-        if isinstance(value, torch.Tensor):
-            signature[name] = f"*{NAMES[value.dtype]}"
-            aligned = value.data_ptr() % 16 == 0
-        elif parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
-            signature[name], constants[(index,)], aligned = "constexpr", value, False
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            aligned = value % 16 == 0 and not parameter.do_not_specialize
-        if aligned:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(cache)
-        return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    return lambda module, name, call: launches(monkeypatch, {module, advance, guide_scale}, call)[name]
 
 
 def check_arithmetic(ptx):
@@ -95,18 +40,6 @@ def check_arithmetic(ptx):
     assert rounded
     assert {operation.split(".")[1] for operation in rounded} == {"rn"}
     return Counter(rounded)
-
-
-def accesses(ptx):
-    return Counter(re.findall(r"\b(?:ld|st)\.(?:global|shared|local)[\w.:]*", ptx))
-
-
-def resources(cubin, folder):
-    """Registers, and bytes of stack and local memory (spills), of a compiled kernel."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    text = subprocess.run([CUOBJDUMP, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    return {name: int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")}
 
 
 def advance_launch(launched, state, net, layout, noise="philox", shape=(3, 32, 32)):
@@ -218,11 +151,3 @@ def test_one_specialisation_serves_every_row(launched):
 def test_opcodes_and_columns_are_the_plan_s():
     assert {op.name: int(op) for op in Op} == {op.name: getattr(advance, op.name).value for op in Op}
     assert backend._COLUMNS._fields[backend._COLUMNS.slope_t] == "slope_t"
-
-
-def test_every_kernel_is_tested_here():
-    folder = Path(kernels.__file__).parent
-    found = {
-        name for path in folder.glob("*.py") for name in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.M)
-    }
-    assert found == {"_advance_kernel", "_guide_scale_kernel", "_normal_kernel"}

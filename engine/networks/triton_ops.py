@@ -1,0 +1,95 @@
+"""The networks' operations on a CUDA device: GroupNorm and what stands around it, and the end of a residual block, in
+our Triton kernels; convolution by cuDNN; linear layers and attention by torch."""
+
+import importlib.util
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+from .dense import outputs, require_dtype, resamples, rows, rows_alike, suits
+from .ops import Resample
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    *,
+    silu: bool = False,
+    beside: Tensor | None = None,
+    add: Tensor | None = None,
+    scale_shift: tuple[Tensor, Tensor] | None = None,
+    resample: Resample | None = None,
+    keep: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`ops.group_norm`; what the kernels do not know (other layouts, float64, gradients) torch computes."""
+    if not (suits(x, beside) and resamples(x, resample)):
+        return ops.group_norm(
+            x, weight, bias, groups, eps,
+            silu=silu, beside=beside, add=add, scale_shift=scale_shift, resample=resample, keep=keep,
+        )  # fmt: skip
+    from ..kernels import group_norm as kernel
+
+    require_dtype(x, weight=weight, bias=bias, beside=beside)
+    out, kept = outputs(x, beside, resample, keep)
+    scale, shift = rows_alike(scale_shift)
+    kernel.group_norm(
+        x, weight, bias, groups, eps, out, kept,
+        silu=silu, beside=beside, add=rows(add), scale=scale, shift=shift,
+        taps=() if resample is None else resample.taps, up=resample is not None and resample.up,
+        keep_scale=1.0 if keep is None else keep, processors=_processors(x.device),
+    )  # fmt: skip
+    return out, x if kept is None else kept
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: int,
+    add: Tensor | None = None,
+    packed: dict[torch.Size, Tensor] | None = None,
+) -> Tensor:
+    """`ops.conv2d`; bias and sum in one launch after cuDNN's."""
+    if not suits(x, add):
+        return ops.conv2d(x, weight, bias, padding, add)
+    y = _convolve(x, weight, padding)
+    if bias is not None or add is not None:
+        from ..kernels import residual as kernel
+
+        require_dtype(y, bias=bias, add=add)
+        kernel.add_residual(y, bias, add)
+    return y
+
+
+def _convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """Asked of cuDNN by its own name, float32 is float32: by torch's default, a global option, it would be TF32. The
+    algorithm is what its heuristics name: what a measurement finds may differ from run to run, and so may the bits.
+    """
+    if x.device.type == "cuda":
+        pads, ones = [padding, padding], [1, 1]
+        y = torch.cudnn_convolution(
+            x, weight, pads, ones, ones, 1, benchmark=False, deterministic=True, allow_tf32=False
+        )  # fmt: skip
+    else:
+        y = F.conv2d(x, weight, padding=padding)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    """Multiprocessors of a CUDA device; one where Triton's interpreter stands for it."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def available() -> bool:
+    """Whether Triton is there."""
+    return importlib.util.find_spec("triton") is not None
+
+
+TRITON = ops.Ops("triton", group_norm, conv2d, ops.linear)
