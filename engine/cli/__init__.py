@@ -8,6 +8,7 @@ from .evaluate import evaluate
 from .invert import invert_command
 from .sample import sample
 from .samplers import plan, samplers_command
+from .statistics import statistics_command
 from .train import train, train_classifier
 
 
@@ -17,7 +18,16 @@ def cli() -> None:
     """Draw images from diffusion models in the EDM formulation."""
 
 
-for command in (sample, invert_command, samplers_command, plan, evaluate, train, train_classifier):
+for command in (
+    sample,
+    invert_command,
+    samplers_command,
+    plan,
+    evaluate,
+    statistics_command,
+    train,
+    train_classifier,
+):
     cli.add_command(command)
 
 
