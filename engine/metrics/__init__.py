@@ -4,7 +4,7 @@ from .classifier import Classifier, load_classifier
 from .features import FeatureExtractor, classifier_features, inception_features
 from .frechet import frechet_distance
 from .inception_score import ClassSums
-from .precision_recall import PrecisionRecall, precision_recall
+from .manifolds import PrecisionRecall, precision_recall
 from .quality import Measure, Quality
 from .reference import first_features, measure, real_images, reference_statistics
 from .statistics import Statistics

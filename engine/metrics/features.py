@@ -33,7 +33,9 @@ class FeatureExtractor:
         Floats are first made the bytes that a PNG would hold, so that images measured while they are drawn and images
         measured from files give the same figures.
         """
-        if images.shape[1:] != self.img_shape and (self.img_shape or images.dim() != 4 or images.shape[1] not in (1, 3)):
+        if images.shape[1:] != self.img_shape and (
+            self.img_shape or images.dim() != 4 or images.shape[1] not in (1, 3)
+        ):
             allowed = ", ".join(map(str, self.img_shape or ("1 or 3", "H", "W")))
             raise ValueError(f"images are {list(images.shape)}; {self.name} knows [B, {allowed}]")
         features, probabilities = self.extract(images if images.dtype == torch.uint8 else to_uint8(images))

@@ -1,5 +1,6 @@
 """Quality of a set of generated images, measured while they are drawn: nothing is kept of them but their features."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from .features import FeatureExtractor
 from .frechet import frechet_distance
 from .inception_score import ClassSums
 from .intervals import BLOCKS, blocks_of, jackknife
-from .precision_recall import precision_recall
+from .manifolds import precision_recall
 from .statistics import Statistics
 
 FEWEST = 2 * BLOCKS  # images of which intervals can be given
@@ -18,12 +19,19 @@ FEWEST = 2 * BLOCKS  # images of which intervals can be given
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure with half the width of its 95% interval over seeds, or the reason why there is none."""
+    """A figure, and its 95% interval over seeds if it has one; or why it is ``missing``."""
 
     name: str
     value: float | None = None
-    half_width: float | None = None
+    low: float | None = None
+    high: float | None = None
     missing: str = ""
+
+    @classmethod
+    def over_blocks(cls, name: str, value: float, without: Sequence[float], highest: float = math.inf) -> "Measure":
+        """With its values without each block in turn; an interval ends where the measure does, at 0 and ``highest``."""
+        half = jackknife(without)
+        return cls(name, value, max(value - half, 0.0), min(value + half, highest))
 
 
 @dataclass
@@ -79,25 +87,25 @@ class Quality:
             return [*found, Measure("precision", missing=missing), Measure("recall", missing=missing)]
         pr = precision_recall(real, self._features, blocks=blocks_of(self.count))
         precisions, recalls = zip(*pr.without, strict=True)
-        found.append(Measure("precision", pr.precision, jackknife(precisions)))
-        return [*found, Measure("recall", pr.recall, jackknife(recalls))]
+        found.append(Measure.over_blocks("precision", pr.precision, precisions, 1.0))
+        return [*found, Measure.over_blocks("recall", pr.recall, recalls, 1.0)]
 
     def _distance(self) -> Measure:
         left_out = [[s for s in self._statistics if s is not block] for block in self._statistics]
         value, *without = (
             frechet_distance(self.reference, sum(part[1:], start=part[0])) for part in [self._statistics, *left_out]
         )
-        return Measure("Frechet distance", value, jackknife(without))
+        return Measure.over_blocks("Frechet distance", value, without)
 
     def _score(self) -> Measure:
         """The mean over the ten blocks, as is usual, and the interval of this mean."""
         scores = [sums.score for sums in self._classes if sums is not None]
         without = [(sum(scores) - score) / (BLOCKS - 1) for score in scores]
-        return Measure("inception-style score", sum(scores) / BLOCKS, jackknife(without))
+        return Measure.over_blocks("inception-style score", sum(scores) / BLOCKS, without)
 
 
 def share(name: str, hits: Tensor) -> Measure:
     """Which part of a bool [N] is true, N from `FEWEST`."""
     blocks = blocks_of(len(hits))
     without = [hits[blocks != block].double().mean().item() for block in range(BLOCKS)]
-    return Measure(name, hits.double().mean().item(), jackknife(without))
+    return Measure.over_blocks(name, hits.double().mean().item(), without, 1.0)

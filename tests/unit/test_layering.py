@@ -28,6 +28,12 @@ LAYERS = [
     {"api"},
     {
         "metrics.classifier",
+        "metrics.features",
+        "metrics.frechet",
+        "metrics.inception_score",
+        "metrics.intervals",
+        "metrics.manifolds",
+        "metrics.statistics",
         "training.augment",
         "training.data",
         "training.loss",
@@ -35,6 +41,7 @@ LAYERS = [
         "training.presets",
         "training.trainer",
     },
+    {"metrics.quality", "metrics.reference"},
     {"metrics", "training"},
     {"cli", "__main__", ""},
 ]

@@ -55,7 +55,9 @@ def _radii_without(features: Tensor, group: Tensor, k: int, count: int) -> list[
     found: list[list[Tensor]] = [[] for _ in range(count + 1)]
     for rows, at in _to_others(features):
         every = range(max(count, 1))
-        nearest = [rows[:, group == block].topk(min(k, int((group == block).sum())), largest=False)[0] for block in every]
+        nearest = [
+            rows[:, group == block].topk(min(k, int((group == block).sum())), largest=False)[0] for block in every
+        ]
         for left_out, radii in enumerate(found, start=-1):
             others = torch.cat([nearest[block] for block in every if block != left_out], dim=1)
             squared = others.kthvalue(k, dim=1).values if others.shape[1] >= k else rows.new_full([len(rows)], -1)
