@@ -10,6 +10,7 @@ from .sample import sample
 from .samplers import plan, samplers_command
 from .statistics import statistics_command
 from .train import train, train_classifier
+from .verify import verify_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,6 +28,7 @@ for command in (
     statistics_command,
     train,
     train_classifier,
+    verify_command,
 ):
     cli.add_command(command)
 

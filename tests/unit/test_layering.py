@@ -23,7 +23,7 @@ LAYERS = [
     {"networks", "networks.song", "networks.dhariwal", "plan", "state"},
     {"samplers", "samplers.base", "samplers.levels", "samplers.registry", "reference", "denoiser", "images"},
     {"backends", "networks.ideal", "checkpoints", "prepare", "guidance"},
-    {"loop", "adaptive", "job", "torch_noise"},
+    {"loop", "adaptive", "job", "torch_noise", "verify.cases", "verify.compare", "verify.normals", "verify.self_check"},
     {"engine"},
     {"api"},
     {
@@ -43,6 +43,7 @@ LAYERS = [
     },
     {"metrics.quality", "metrics.reference"},
     {"metrics", "training"},
+    {"verify"},
     {"cli", "__main__", ""},
 ]
 

@@ -21,7 +21,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from engine import kernels  # noqa: E402
 from engine.backends import triton as backend  # noqa: E402
 from engine.plan import Op  # noqa: E402
-from tests.cases import Case  # noqa: E402
+from engine.verify.cases import Case  # noqa: E402
 
 if triton.knobs.runtime.interpret:
     pytest.skip("Triton's interpreter is on: there is nothing to compile", allow_module_level=True)
