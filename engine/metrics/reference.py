@@ -22,7 +22,7 @@ def reference_statistics(name: str, extractor: FeatureExtractor) -> Statistics:
     the images. Raises ValueError for statistics of another network's features, and what `real_images` does.
     """
     path = Path(__file__).parent / f"{name}.safetensors" if name in DATA_SETS else Path(name)
-    if path.is_file() and path.suffix.lower() != ".png":
+    if path.is_file():
         statistics = Statistics.load(path)
         if statistics.extractor == extractor.name:
             return statistics

@@ -128,7 +128,7 @@ def brute_force(real, generated, k):
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_precision_and_recall_are_the_paper_s(k, monkeypatch):
-    monkeypatch.setattr("engine.metrics.manifolds._CHUNK", 17)  # several chunks, the last one shorter
+    monkeypatch.setattr("engine.metrics.manifolds._CELLS", 850)  # several chunks, the last one shorter
     real, generated = features(60, 1, dim=3), features(50, 2, shift=0.5, dim=3)
     blocks = blocks_of(50)
     found = precision_recall(real, generated, k, blocks)
