@@ -127,9 +127,9 @@ class Engine:
         """Check that this engine computes what it should, in a second or so: for the start of a production process.
 
         Its weights are still the bits it was built with (tensors shared with the caller's module change with it); its
-        backend equals the reference to the bit in its dtypes on
-        its device; its network's output is finite, and our own networks are as near to float32 on the CPU as the plain
-        module in the same dtype (one sample, and for its time a float32 copy of the network).
+        backend equals the reference to the bit in its dtypes on its device; its network's output is finite, and our own
+        networks are as near to float32 on the CPU as the plain module in the same dtype (by one sample; for its time it
+        holds two copies of the network).
         Raises `engine.SelfCheckError` naming the part; `edm-engine verify` is the long form.
         """
         self_check(Subject(self.denoiser, self._source, self.device, self.backend, self.state_dtype, self._checksum))
