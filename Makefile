@@ -29,8 +29,8 @@ $(STAMP): $(NATIVE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt scikit-build-core pybind11 ninja
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation \
 	    --config-settings cmake.define.EDM_WERROR=ON --editable ".[test]"
-	# Only its samplers are compared with; its many dependencies would replace torch and numpy.
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps k-diffusion
+	# Only their samplers and formulas are compared with; their many dependencies would replace torch and numpy.
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps k-diffusion torch-fidelity
 	touch $(STAMP)
 
 bench: build

@@ -13,6 +13,7 @@ from .engine import Engine, NonFiniteError
 from .images import save_grid, save_png, to_uint8
 from .plan import Plan
 from .samplers import Sampler
+from .verify.self_check import SelfCheckError
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "NonFiniteError",
     "Plan",
     "Sampler",
+    "SelfCheckError",
     "backends",
     "guidance",
     "invert",

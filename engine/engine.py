@@ -22,6 +22,7 @@ from .plan import Plan, Sampler
 from .prepare import device_of, find_device, prepare
 from .samplers import AdaptiveSampler, edm
 from .state import State
+from .verify.self_check import Subject, checksum, self_check
 
 _NETWORK_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _STATE_DTYPES = (torch.float64, torch.float32)
@@ -88,6 +89,7 @@ class Engine:
         self.guidance, self._prepared_guidance = guidance, self._take(guidance)
         self.on_nonfinite = on_nonfinite
         self._source = denoiser  # what a rerun in float32 starts from
+        self._checksum = checksum(self.denoiser)
 
     def sample(
         self,
@@ -126,6 +128,17 @@ class Engine:
         plans, weights = prepared.plans(plan, len(job.positions)) if prepared else ({}, [])
         run = _Run(plan, plans, weights, prepared, given, adaptive)
         return self._stream(run, job, progress)
+
+    def self_check(self) -> None:
+        """Check that this engine computes what it should, in a second or so: for the start of a production process.
+
+        Its weights are still the bits it was built with (tensors shared with the caller's module change with it); its
+        backend equals the reference to the bit in its dtypes on its device; its network's output is finite, and our own
+        networks are as near to float32 on the CPU as the plain module in the same dtype (by one sample; for its time it
+        holds two copies of the network).
+        Raises `engine.SelfCheckError` naming the part; `edm-engine verify` is the long form.
+        """
+        self_check(Subject(self.denoiser, self._source, self.device, self.backend, self.state_dtype, self._checksum))
 
     def _take(self, guidance: Guidance | None) -> Guidance | None:
         """Guidance ready for this engine. Raises ValueError if it cannot guide its denoiser."""

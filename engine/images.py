@@ -23,14 +23,11 @@ def save_png(image: Tensor, path: Path) -> None:
 
 
 def load_pngs(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
-    """A PNG, or all of a folder in the order of their names: float32 [N, *shape] in [-1, 1], and the names.
+    """A PNG, or all of a folder (`png_files`): float32 [N, *shape] in [-1, 1], and the names.
 
-    The grid.png that `edm-engine sample --grid` puts beside its images is left out.
     shape: (1 or 3, H, W). Raises ValueError for a size other than that, and for a folder without any.
     """
-    paths = sorted(p for p in path.glob("*.png") if p.name != "grid.png") if path.is_dir() else [path]
-    if not paths:
-        raise ValueError(f"{path} holds no .png files")
+    paths = png_files(path)
     images = []
     for each in paths:
         with Image.open(each) as opened:
@@ -40,6 +37,24 @@ def load_pngs(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
             raise ValueError(f"{each} is {list(image.shape)}; allowed: {list(shape)}")
         images.append((image.to(torch.float32) - 127.5) / 127.5)
     return torch.stack(images), [each.name for each in paths]
+
+
+def png_files(path: Path) -> list[Path]:
+    """A PNG, or all of a folder and its sub-folders in the order of their names.
+
+    The grid.png that `edm-engine sample --grid` puts beside its images is left out. Raises ValueError for a folder
+    without any.
+    """
+    paths = sorted(p for p in path.rglob("*.png") if p.name != "grid.png") if path.is_dir() else [path]
+    if not paths:
+        raise ValueError(f"{path} holds no .png files")
+    return paths
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a PNG."""
+    with Image.open(path) as opened:
+        return opened.height, opened.width
 
 
 def save_grid(

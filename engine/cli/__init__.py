@@ -8,7 +8,9 @@ from .evaluate import evaluate
 from .invert import invert_command
 from .sample import sample
 from .samplers import plan, samplers_command
+from .statistics import statistics_command
 from .train import train, train_classifier
+from .verify import verify_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,7 +19,17 @@ def cli() -> None:
     """Draw images from diffusion models in the EDM formulation."""
 
 
-for command in (sample, invert_command, samplers_command, plan, evaluate, train, train_classifier):
+for command in (
+    sample,
+    invert_command,
+    samplers_command,
+    plan,
+    evaluate,
+    statistics_command,
+    train,
+    train_classifier,
+    verify_command,
+):
     cli.add_command(command)
 
 

@@ -1,18 +1,39 @@
-"""``edm-engine evaluate``: how many samples a classifier of real images recognises as the class asked for."""
+"""``edm-engine evaluate``: draw images and measure how good they are, with intervals, in one table."""
 
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from torch import Tensor
 
 from .. import checkpoints
 from ..engine import Engine
-from ..metrics import load_classifier
+from ..metrics import (
+    FeatureExtractor,
+    Measure,
+    Quality,
+    classifier_features,
+    first_features,
+    frechet_distance,
+    inception_features,
+    load_classifier,
+    real_images,
+    reference_statistics,
+)
+from ..metrics.quality import share
+from ..metrics.reference import DATA_SETS
+from ..plan import Plan, Sampler
 from ..training.data import FASHION_MNIST_CLASSES
 from .guidance_options import guidance_options, take_guidance
+from .record import write_record
 from .sampler_options import sampler_options, take_sampler
+from .statistics import inception_option
 from .types import DTYPES
+
+_TRAIN, _TEST = DATA_SETS
 
 
 @click.command()
@@ -22,32 +43,120 @@ from .types import DTYPES
 @guidance_options
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option("--batch", type=int, default=100, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--reference", help=f"Real images: {', '.join(DATA_SETS)}, a folder of PNGs, or what `edm-engine statistics` wrote."
+)
+@inception_option
+@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table as JSON.")
 @click.option("--record", is_flag=True, help="Write the figure into the metadata of MODEL, which must be a file.")
-def evaluate(model: str, images: int, dtype: str, batch: int, record: bool, **options: Any) -> None:
-    """Draw images class by class in turn and count those the shipped Fashion-MNIST classifier recognises."""
+def evaluate(
+    model: str,
+    images: int,
+    dtype: str,
+    batch: int,
+    device: str,
+    reference: str | None,
+    inception: Path | None,
+    out: Path | None,
+    record: bool,
+    **options: Any,
+) -> None:
+    """Draw images class by class in turn and measure them: those the shipped Fashion-MNIST classifier recognises,
+    Frechet distance, inception-style score, precision and recall, each with its 95% interval over seeds."""
     if record and not Path(model).is_file():
         raise click.UsageError(f"--record needs a file as --model, not {model!r}")
+    settings = {name: value for name, value in click.get_current_context().params.items() if value is not None}
     given = "".join(f" --{name.replace('_', '-')} {_typed(v)}" for name, v in options.items() if v is not None)
     denoiser = checkpoints.load(model)
-    guidance = take_guidance(options, denoiser, images)
+    guidance = take_guidance(options, denoiser, images, device)
     sampler = take_sampler(options)
-    engine = Engine(denoiser, sampler=sampler, guidance=guidance, dtype=getattr(torch, dtype), batch_size=batch)
-    if engine.denoiser.img_shape != (1, 32, 32) or engine.denoiser.label_dim != 10:
-        raise click.UsageError(f"model {model!r} draws {engine.denoiser.img_shape}; the classifier knows Fashion-MNIST")
+    engine = Engine(
+        denoiser, sampler=sampler, guidance=guidance, dtype=getattr(torch, dtype), batch_size=batch, device=device
+    )
+    known = engine.denoiser.img_shape == (1, 32, 32) and engine.denoiser.label_dim == len(FASHION_MNIST_CLASSES)
+    if not known and not inception:
+        shape = engine.denoiser.img_shape
+        raise click.UsageError(f"model {model!r} draws {shape}; the classifier knows Fashion-MNIST: give --inception")
+    if reference is None and inception:
+        raise click.UsageError("--inception needs --reference")
+    extractor = inception_features(inception, device) if inception else classifier_features()
+    quality, real, missing = _prepare(reference or _TRAIN, extractor, images)
+    labels = torch.arange(images) % engine.denoiser.label_dim if engine.denoiser.label_dim else None
+    hits, seconds = _draw(engine, quality, labels, known)
+    found = quality.measures(real, missing)
+    nfe: int | str = Plan(sampler, denoiser.preconditioning).nfe if isinstance(sampler, Sampler) else "adaptive"
+    recognised = Measure("recognised", missing=f"the classifier knows Fashion-MNIST, not images of {model}")
+    if known and labels is not None:
+        figure = _by_class(labels, hits)
+        recognised = share("recognised", hits)
+        if record:
+            how = f"edm-engine evaluate --images {images} --dtype {dtype}{given}"
+            checkpoints.annotate(Path(model), {"recognised": figure, "recognised_by": how})
+    floor = _floor(quality) if reference in (None, _TRAIN) and not inception else []
+    table = [recognised, found[0], *floor, *found[1:], Measure("images/s", images / seconds)]
+    click.echo("\n".join([_header(reference or _TRAIN, quality), *map(_row, table), f"{'NFE':<42}{nfe:>9}"]))
+    if guidance is not None:
+        click.echo(f"{'':<42} guided evaluations run two networks")
+    if out is not None:
+        record_of = {"measures": [asdict(measure) for measure in table], "nfe": nfe, "seconds": seconds}
+        write_record(out, {"settings": settings, "features": extractor.name, **record_of})
+
+
+def _prepare(reference: str, extractor: FeatureExtractor, images: int) -> tuple[Quality, Tensor | None, str]:
+    """What measures; the features of as many real images as are drawn, or why there are none."""
+    statistics = reference_statistics(reference, extractor)
+    try:
+        batches = real_images(reference, extractor.img_shape)
+    except (ValueError, FileNotFoundError) as error:
+        return Quality(extractor, statistics, images, keep=False), None, str(error)
+    return Quality(extractor, statistics, images), first_features(batches, extractor, images), ""
+
+
+def _draw(engine: Engine, quality: Quality, labels: Tensor | None, known: bool) -> tuple[Tensor, float]:
+    """Draw and measure all images: those recognised, bool [N], and the seconds that drawing alone took."""
     classifier = load_classifier()
-    labels = torch.arange(images) % 10
-    hits = torch.zeros(images, dtype=torch.bool)
-    for positions, drawn in engine.stream(seeds=range(images), class_labels=labels, progress=True):
-        at = list(positions)
-        hits[at] = classifier.classify(drawn.clamp(-1, 1)) == labels[at]
+    hits, seconds = torch.zeros(quality.count, dtype=torch.bool), 0.0
+    batches = engine.stream(seeds=range(quality.count), class_labels=labels, progress=True)
+    while True:
+        started = time.perf_counter()
+        positions, drawn = next(batches, ((), None))
+        if drawn is None:
+            return hits, seconds
+        drawn = drawn.cpu()
+        seconds += time.perf_counter() - started
+        quality.add(positions, drawn)
+        if known and labels is not None:
+            at = list(positions)
+            hits[at] = classifier.classify(drawn.clamp(-1, 1)) == labels[at]
+
+
+def _by_class(labels: Tensor, hits: Tensor) -> str:
+    """Print how many of each class are recognised; the figure of all."""
     asked, right = torch.bincount(labels, minlength=10), torch.bincount(labels[hits], minlength=10)
     for name, good, count in zip(FASHION_MNIST_CLASSES, right.tolist(), asked.tolist(), strict=True):
         click.echo(f"{name:<10} {good:>5} of {count}")
-    figure = f"{right.sum().item()} of {images} ({100 * right.sum().item() / images:.1f}%)"
+    figure = f"{right.sum().item()} of {len(labels)} ({100 * right.sum().item() / len(labels):.1f}%)"
     click.echo(f"recognised {figure}")
-    if record:
-        how = f"edm-engine evaluate --images {images} --dtype {dtype}{given}"
-        checkpoints.annotate(Path(model), {"recognised": figure, "recognised_by": how})
+    return figure
+
+
+def _floor(quality: Quality) -> list[Measure]:
+    """What the distance is of real images that were not trained on."""
+    test = reference_statistics(_TEST, quality.extractor)
+    return [Measure(f"  of the {test.count:,} real test images", frechet_distance(quality.reference, test))]
+
+
+def _header(reference: str, quality: Quality) -> str:
+    what = f"\n{quality.count} images against {reference} ({quality.reference.count:,} images)"
+    return f"{what}, features of {quality.extractor.name}\n{'measure':<42}{'value':>9}  95% interval over seeds"
+
+
+def _row(measure: Measure) -> str:
+    if measure.value is None:
+        return f"{measure.name:<42}{'-':>9}  {measure.missing}"
+    line = f"{measure.name:<42}{measure.value:>9.4g}"
+    return line if measure.low is None else f"{line}  {measure.low:.4g} to {measure.high:.4g}"
 
 
 def _typed(value: object) -> str:

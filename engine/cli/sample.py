@@ -1,11 +1,7 @@
 """``edm-engine sample``: seeds to PNG files."""
 
-import json
-import math
-import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +13,10 @@ from safetensors.torch import load_file
 
 from .. import checkpoints
 from ..engine import Engine
-from ..files import atomic_path
 from ..images import load_pngs, save_grid, save_png, to_uint8
 from ..job import NOISES
 from .guidance_options import guidance_options, take_guidance
+from .record import write_record
 from .sampler_options import sampler_options, take_sampler
 from .types import DTYPES, IntRange
 
@@ -109,7 +105,7 @@ def sample(
         texts = None if labels is None else [names[c] if names else str(c) for c in labels]
         columns = len(classes) if classes and len(classes) > 1 else None
         save_grid(torch.cat(pixels), out / "grid.png", columns=columns, labels=texts, scale=2)
-    _write_settings(out / "settings.json", settings | {"images": len(seeds), "seconds": seconds})
+    write_record(out / "settings.json", settings | {"images": len(seeds), "seconds": seconds})
     click.echo(f"{len(seeds)} images in {seconds:.1f} s, {len(seeds) / seconds:.2f} images/s, written to {out}")
 
 
@@ -128,17 +124,3 @@ def _load_latents(path: Path) -> torch.Tensor:
 def _path(out: Path, seed: int, subdirs: bool) -> Path:
     folder = out / f"{seed - seed % 1000:06d}" if subdirs else out
     return folder / f"{seed:06d}.png"
-
-
-def _write_settings(path: Path, settings: dict[str, Any]) -> None:
-    """What it takes to draw the same images again, as strict JSON: an infinite S_tmax is the string "inf"."""
-    record = settings | {"engine": version("edm-engine"), "torch": torch.__version__, "processor": platform.machine()}
-    plain = {name: _strict(value) for name, value in record.items()}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=2, default=str, allow_nan=False) + "\n")
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_strict(each) for each in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,29 @@
-"""Measures of sample quality."""
+"""Measures of sample quality, on the features of any network."""
 
 from .classifier import Classifier, load_classifier
+from .features import FeatureExtractor, classifier_features, inception_features
+from .frechet import frechet_distance
+from .inception_score import ClassSums
+from .manifolds import PrecisionRecall, precision_recall
+from .quality import Measure, Quality
+from .reference import first_features, measure, real_images, reference_statistics
+from .statistics import Statistics
 
-__all__ = ["Classifier", "load_classifier"]
+__all__ = [
+    "ClassSums",
+    "Classifier",
+    "FeatureExtractor",
+    "Measure",
+    "PrecisionRecall",
+    "Quality",
+    "Statistics",
+    "classifier_features",
+    "first_features",
+    "frechet_distance",
+    "inception_features",
+    "load_classifier",
+    "measure",
+    "precision_recall",
+    "real_images",
+    "reference_statistics",
+]

@@ -83,7 +83,7 @@ def conv2d(
     packed: dict[torch.Size, Tensor] | None = None,
 ) -> Tensor:
     """`ops.conv2d`; the weight is packed for a shape of x when it comes first, and kept for the last few shapes."""
-    if packed is None or not suits(x) or x.device.type != "cpu" or not _onednn_knows(x.dtype):
+    if packed is None or not suits(x) or x.device.type != "cpu" or not onednn_knows(x.dtype):
         return ops.conv2d(x, weight, bias, padding, add)
     pads, ones = [padding, padding], [1, 1]
     own = packed.get(x.shape)
@@ -120,7 +120,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None
 
 
 @cache
-def _onednn_knows(dtype: torch.dtype) -> bool:
+def onednn_knows(dtype: torch.dtype) -> bool:
     """Whether oneDNN convolves in this dtype on this processor."""
     if not torch.backends.mkldnn.is_available():
         return False

@@ -16,7 +16,8 @@ from engine.backends import native
 from engine.noise import seed_bits
 from engine.plan import COLUMNS, Op, Row
 from engine.state import Noise, State
-from tests.cases import Case, assert_same_bits
+from engine.verify.cases import Case
+from tests.cases import assert_same_bits
 
 ISAS = _native.normal_isas()
 STATES = (torch.float64, torch.float32)

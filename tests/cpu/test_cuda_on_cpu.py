@@ -17,7 +17,8 @@ from engine.backends import native
 from engine.noise import normal_ref, seed_bits
 from engine.plan import COLUMNS, Op
 from engine.state import Noise
-from tests.cases import Case, assert_same_bits
+from engine.verify.cases import Case
+from tests.cases import assert_same_bits
 
 ROOT = Path(__file__).parents[2]
 SHIM = Path(__file__).parent / "cuda_shim"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,16 @@ from engine import reference
 from engine.backends import CUDA, TRITON
 from engine.plan import COLUMNS, Op
 from engine.state import State
-from tests.cases import Case, assert_same_bits
+from engine.verify.cases import Case
+from engine.verify.cases import moved as moved_to
+from tests.cases import assert_same_bits
 
 F64 = torch.float64
 STATES = (F64, torch.float32)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, F64)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 BUFFERS = ("x", "slots", "net_in", "c_noise", "bad_row")
+moved = partial(moved_to, device="cuda")
 
 
 @pytest.fixture(params=[CUDA, TRITON], ids=lambda b: b.name)
@@ -33,16 +37,6 @@ def backend(request):
     if reasons:
         pytest.skip(f"the {request.param.name} backend cannot run here: {'; '.join(reasons)}")
     return request.param
-
-
-def moved(state, device="cuda"):
-    """A copy of a state on another device, strides kept."""
-
-    def there(t):
-        return t.to(device, copy=True) if isinstance(t, torch.Tensor) else t
-
-    tensors = {name: there(t) for name, t in vars(state).items() if name != "noise"}
-    return State(**tensors, noise=replace(state.noise, **{n: there(t) for n, t in vars(state.noise).items()}))
 
 
 def same(state, expected, what):

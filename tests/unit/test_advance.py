@@ -13,7 +13,8 @@ from engine import reference
 from engine.backends import BACKENDS
 from engine.plan import COLUMNS, KEEP_FROM, STORE_FROM, X_FROM, Op, Row
 from engine.state import Noise
-from tests.cases import Case, assert_same_bits, check
+from engine.verify.cases import Case
+from tests.cases import assert_same_bits, check
 
 CPU = torch.device("cpu")
 HERE = [b for b in BACKENDS if not b.not_supported_reasons(CPU, torch.float64)]

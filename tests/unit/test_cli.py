@@ -11,6 +11,7 @@ from PIL import Image
 import engine
 from engine import cli
 from engine.cli.types import IntRange
+from tests.unit.test_metrics import Inception
 
 
 def run(monkeypatch, *arguments) -> int:
@@ -130,12 +131,58 @@ def test_plans_and_samplers_are_printed(monkeypatch, tmp_path, capsys):
     assert np.array_equal(np.array(rows.tolist()), expected, equal_nan=True)
 
 
-def test_evaluate_counts_what_the_classifier_recognises(monkeypatch, capsys):
-    assert run(monkeypatch, "evaluate", "--images", "20", "--steps", "3") == 0
+def test_evaluate_prints_one_table(monkeypatch, tmp_path, capsys):
+    out = tmp_path / "table.json"
+    assert run(monkeypatch, "evaluate", "--images", "20", "--steps", "3", "--json", out) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11
     assert all(line.endswith(" of 2") for line in lines[:10])
-    assert int(lines[-1].split()[1]) == sum(int(line.split()[-3]) for line in lines[:10])
+    recognised = sum(int(line.split()[-3]) for line in lines[:10])
+    assert lines[10] == f"recognised {recognised} of 20 ({5 * recognised:.1f}%)"
+    assert "20 images against fashion-mnist-train (60,000 images)" in lines[12]
+    record = json.loads(out.read_text())
+    assert (record["settings"]["images"], record["settings"]["steps"], record["nfe"]) == (20, 3, 5)
+    measures = {m["name"].strip(): m for m in record["measures"]}
+    assert list(measures) == ["recognised", "Frechet distance", "of the 10,000 real test images",
+                              "inception-style score", "precision", "recall", "images/s"]  # fmt: skip
+    for name, m in measures.items():
+        (line,) = (each for each in lines[12:] if each.strip().startswith(name))
+        assert (m["missing"] if m["value"] is None else f"{m['value']:.4g}") in line
+    found = measures["Frechet distance"]
+    assert found["low"] < found["value"] < found["high"]
+    assert measures["recognised"]["value"] == recognised / 20
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_evaluate_of_another_network(monkeypatch, tmp_path, capsys):
+    """Its images are measured by the file and the reference that are given, or it is said what to give."""
+    network = {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+    kind = {"class_name": "EDMPrecond", "model_type": "SongUNet", "img_resolution": 8, "img_channels": 3}
+    engine.save(engine.Denoiser.from_config(kind | network | {"label_dim": 0}), tmp_path / "model.safetensors")
+    torch.jit.save(torch.jit.script(Inception()), tmp_path / "inception.pt")
+    for seed, image in enumerate(torch.randn(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))):
+        engine.save_png(image * 0.5, tmp_path / "pngs" / f"{seed}.png")
+    arguments = ["evaluate", "--model", tmp_path / "model.safetensors", "--images", "20", "--steps", "2"]
+    inception = ["--inception", tmp_path / "inception.pt"]
+    for given, message in [([], "the classifier knows Fashion-MNIST: give --inception"),
+                           (inception, "--inception needs --reference")]:  # fmt: skip
+        assert run(monkeypatch, *arguments, *given) == 2
+        assert message in capsys.readouterr().err
+    assert run(monkeypatch, *arguments, *inception, "--reference", tmp_path / "pngs") == 0
+    whole = capsys.readouterr().out
+    statistics = tmp_path / "pngs.safetensors"
+    assert run(monkeypatch, "statistics", "--data", tmp_path / "pngs", *inception, "--out", statistics) == 0
+    assert "30 images, 6 features of inception " in capsys.readouterr().out
+    assert run(monkeypatch, *arguments, *inception, "--reference", statistics) == 0
+    kept = capsys.readouterr().out
+
+    def value(text, name):
+        return next(line for line in text.splitlines() if line.startswith(name)).split()[2]
+
+    assert value(whole, "Frechet distance") == value(kept, "Frechet distance")
+    assert "recognised                                        -  the classifier knows Fashion-MNIST" in kept
+    assert "precision                                         -  " in kept
+    assert "has no images to measure" in kept
+    assert "has no images to measure" not in whole
 
 
 def test_int_ranges():

@@ -15,7 +15,7 @@ import torch
 
 from engine import backends
 from engine.backends import triton as backend
-from tests.cases import Case
+from engine.verify.cases import Case
 
 HERE = Path(__file__).parent
 CPU, F64 = torch.device("cpu"), torch.float64

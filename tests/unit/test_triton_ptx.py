@@ -15,7 +15,7 @@ from engine.kernels import advance, guide_scale, philox  # noqa: E402
 
 from engine.backends import triton as backend  # noqa: E402
 from engine.plan import Op  # noqa: E402
-from tests.cases import Case  # noqa: E402
+from engine.verify.cases import Case  # noqa: E402
 from tests.ptx import accesses, compiled, launches, resources  # noqa: E402
 
 if triton.knobs.runtime.interpret:

@@ -1,0 +1,1 @@
+"""What `edm-engine verify` and `Engine.self_check` compare; tests compare the same. Modules are imported by name."""
