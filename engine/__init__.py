@@ -9,6 +9,7 @@ from . import backends, guidance, networks, noise, preconditioning, samplers
 from .api import invert, sample
 from .checkpoints import load, save
 from .denoiser import Denoiser
+from .drawing import draw_to
 from .engine import Engine, NonFiniteError
 from .images import save_grid, save_png, to_uint8
 from .plan import Plan
@@ -23,6 +24,7 @@ __all__ = [
     "Plan",
     "Sampler",
     "backends",
+    "draw_to",
     "guidance",
     "invert",
     "load",
