@@ -1,6 +1,8 @@
 """A job drawn by the actors of a Ray cluster; needs the extra ``ray``."""
 
+import pickle
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from .drawing import Drawing, Drawn
@@ -14,7 +16,7 @@ def draw_on_ray(make: Callable[[], Drawing], *, resume: bool = False, workers: i
     of the cluster. Each has one CPU, or one GPU where the engine is on CUDA. A cluster that `ray.init` has joined is
     used, else a local one is started.
 
-    Raises ImportError without Ray, what `draw_to` raises, and Ray's own errors.
+    Raises ImportError without Ray, what `draw_to` raises (an actor's errors too), and Ray's own errors.
     """
     try:
         import ray
@@ -33,23 +35,39 @@ def draw_on_ray(make: Callable[[], Drawing], *, resume: bool = False, workers: i
         num_cpus=0 if gpu else 1,
         num_gpus=1 if gpu else 0,
     )
-    rows = list(mapped.iter_rows())  # one a batch
+    drawn, torn = 0, dict[str, None]()
+    for row in mapped.iter_rows():  # one a batch, as they are done
+        if row["error"]:
+            raise pickle.loads(row["error"])
+        drawn += row["drawn"]
+        torn |= dict.fromkeys(row["torn"].split())
     output.finish()
-    torn = {name: None for row in rows for name in row["torn"].split()}
-    return Drawn(output, sum(row["drawn"] for row in rows), tuple(torn), last=True)
+    return Drawn(output, drawn, tuple(torn), last=True)
 
 
 class _Worker:
-    """One actor."""
+    """One actor. Its errors are returned: raised here they would come as pages of Ray's traceback."""
 
     def __init__(self, make: Callable[[], Drawing], resume: bool) -> None:
-        self.drawing, self.resume = make(), resume
-        self.drawing.join()
+        self.make, self.resume = make, resume
+
+    @cached_property
+    def drawing(self) -> Drawing:
+        drawing = self.make()
+        drawing.join()
+        return drawing
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        output, drawn = self.drawing.output, 0
-        for batch in map(int, rows["batch"]):
-            if not (self.resume and output.complete(batch)):
-                drawn += sum(count for _, count in self.drawing.draw([batch]))
-        torn, output.torn = " ".join(output.torn), []
-        return {"drawn": [drawn], "torn": [torn]}
+        try:
+            drawn, torn = self.draw(int(rows["batch"][0]))
+            return {"drawn": [drawn], "torn": [torn], "error": [b""]}
+        except (ValueError, OSError, ArithmeticError) as error:
+            return {"drawn": [0], "torn": [""], "error": [pickle.dumps(error)]}
+
+    def draw(self, batch: int) -> tuple[int, str]:
+        """The number of images drawn, and names of torn files with spaces between."""
+        output = self.drawing.output
+        output.torn = []
+        if self.resume and output.complete(batch):
+            return 0, ""
+        return sum(count for _, count in self.drawing.draw([batch])), " ".join(output.torn)

@@ -24,7 +24,9 @@ _OPTIONS = [
         help="Go on with the job in --out: verify what is there, draw what is missing or torn. Without it the job "
         "starts anew.",
     ),
-    click.option("--ray", is_flag=True, help="Draw on a Ray cluster (extra ray); --out is a folder all machines see."),
+    click.option(
+        "--ray", is_flag=True, help="Draw on a Ray cluster (extra ray); all its machines must see --out and --model."
+    ),
     click.option("--workers", type=click.IntRange(min=1), help="With --ray: how many; else up to all of the cluster."),
     click.option(
         "--threads",
