@@ -1,5 +1,6 @@
 """``draw_to``: jobs of any size to files, in parts that several processes draw and that an interruption keeps."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ from .outputs.base import Label
 class Drawn:
     """What one process did. output: the files of the whole job. drawn: images drawn by this process. torn: files that
     `resume` found to be other than they should be, and that are drawn anew. last: whether this process ended the job.
+    seconds: of verifying, drawing and writing.
     """
 
     output: Output
     drawn: int
+    seconds: float
     torn: tuple[str, ...]
     last: bool
 
@@ -86,13 +89,15 @@ class Drawing:
         team.start(output.batches)
         team.once(lambda: self.begin(resume))
         self.join()
+        started = time.perf_counter()
         for _, count in self.draw(_missing(output, team) if resume else team.deal(), progress):
             drawn += count
             team.done()
         if team.last:
             output.finish()
+        seconds = time.perf_counter() - started
         team.leave()
-        return Drawn(output, drawn, tuple(output.torn), team.last)
+        return Drawn(output, drawn, seconds, tuple(output.torn), team.last)
 
 
 def draw_to(

@@ -1,6 +1,7 @@
 """A job drawn by the actors of a Ray cluster; needs the extra ``ray``."""
 
 import pickle
+import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -35,14 +36,14 @@ def draw_on_ray(make: Callable[[], Drawing], *, resume: bool = False, workers: i
         num_cpus=0 if gpu else 1,
         num_gpus=1 if gpu else 0,
     )
-    drawn, torn = 0, dict[str, None]()
+    drawn, torn, started = 0, dict[str, None](), time.perf_counter()
     for row in mapped.iter_rows():  # one a batch, as they are done
         if row["error"]:
             raise pickle.loads(row["error"])
         drawn += row["drawn"]
         torn |= dict.fromkeys(row["torn"].split())
     output.finish()
-    return Drawn(output, drawn, tuple(torn), last=True)
+    return Drawn(output, drawn, time.perf_counter() - started, tuple(torn), last=True)
 
 
 class _Worker:

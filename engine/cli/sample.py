@@ -1,6 +1,5 @@
 """``edm-engine sample``: seeds to images in files."""
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,14 +54,12 @@ def sample(grid: bool, resume: bool, ray: bool, workers: int | None, **job: Any)
         raise click.UsageError("--workers needs --ray")
     if click.get_current_context().get_parameter_source("seeds") is ParameterSource.DEFAULT and job["latents"]:
         job["seeds"] = list(range(len(_load_latents(job["latents"]))))
-    started = time.perf_counter()
     drawn = _draw_on_ray(job, resume, workers) if ray else _draw(job, resume)
-    seconds = time.perf_counter() - started
     for name in drawn.torn:
         click.echo(f"{job['out'] / name} was torn and is drawn anew", err=True)
     if drawn.last and grid and isinstance(drawn.output, PngFolder):
         _save_grid(drawn.output, job["classes"], checkpoints.load(job["model"]).class_names)
-    rate = f"{drawn.drawn} images in {seconds:.1f} s, {drawn.drawn / seconds:.2f} images/s"
+    rate = f"{drawn.drawn} images in {drawn.seconds:.1f} s, {drawn.drawn / drawn.seconds:.2f} images/s"
     click.echo(f"{rate}, written to {job['out']}{', which is complete' if drawn.last else ''}")
 
 

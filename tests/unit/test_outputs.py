@@ -1,6 +1,7 @@
 """Jobs to files: every format, resumed, torn, refused, dealt to several ranks; always the same bytes."""
 
 import errno
+import gc
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import subprocess
 import tarfile
 import threading
+import weakref
 import zipfile
 
 import numpy as np
@@ -282,6 +284,19 @@ def test_a_full_disk_loses_nothing(monkeypatch, tmp_path, format, writes):
         room[0] = writes
         draw(out, format=format, resume=True)
         assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_no_more_than_a_batch_is_held(monkeypatch, tmp_path):
+    write, held = PngFolder.write, weakref.WeakSet()
+
+    def count(self, batch, images):
+        held.add(images)
+        gc.collect()
+        assert len(held) <= 2  # and the one before, until this one has its name
+        write(self, batch, images)
+
+    monkeypatch.setattr(PngFolder, "write", count)
+    assert draw(tmp_path, make(batch_size=1)).drawn == 12
 
 
 def test_ranks_take_the_next_batch_and_wait_for_nobody(tmp_path):
