@@ -1,6 +1,7 @@
 """Large jobs in processes of their own: torchrun, kills, a full disk; always the bytes of the undisturbed run."""
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,15 +43,24 @@ def run(*arguments, **options):
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "engine")
 
 
-def test_torchrun_draws_what_one_process_draws(model, tmp_path):
-    assert run(model, tmp_path / "one", 200, "--subdirs", "--grid").returncode == 0
-    done = run(model, tmp_path / "two", 200, "--subdirs", "--grid", start=TORCHRUN)
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """What one process draws, undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(model, folder, 200).returncode == 0
+    assert len(tree(folder)) == 200 + 2
+    return tree(folder)
+
+
+def test_torchrun_draws_what_one_process_draws(model, whole, tmp_path):
+    done = run(model, tmp_path, 200, "--grid", start=TORCHRUN)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if "images/s" in line]
     assert sum(int(line.split()[0]) for line in said) == 200
     assert len(said) == 2
-    assert len(tree(tmp_path / "one")) == 200 + 3
-    assert tree(tmp_path / "two") == tree(tmp_path / "one")
+    drawn = tree(tmp_path)
+    assert len(drawn.pop("grid.png")) > 1000
+    assert drawn == whole
 
 
 def killed(model, folder, count, kills, format):
@@ -75,25 +85,24 @@ def killed(model, folder, count, kills, format):
     return struck
 
 
-def check_killed(model, tmp_path, count, kills, format):
-    assert run(model, tmp_path / "whole", count, "--format", format).returncode == 0
-    assert killed(model, tmp_path / "out", count, kills, format) >= 0.75 * kills
-    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
-
-
-def test_three_kills(model, tmp_path):
-    check_killed(model, tmp_path, 200, 3, "png")
+def test_three_kills(model, whole, tmp_path):
+    assert killed(model, tmp_path, 200, 3, "png") >= 2
+    assert tree(tmp_path) == whole
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["png", "zip"])
 def test_twenty_kills(model, tmp_path, format):
-    check_killed(model, tmp_path, 2000, 20, format)
+    assert run(model, tmp_path / "whole", 2000, "--format", format).returncode == 0
+    assert killed(model, tmp_path / "out", 2000, 20, format) >= 15
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 def test_a_real_disk_that_is_full(model, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
+    if shutil.which("mount") is None:
+        pytest.skip("no disk of its own: mount is not installed")
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"no disk of its own: {mounted.stderr.strip()}")
