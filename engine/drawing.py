@@ -157,11 +157,13 @@ def _numerics(engine: Engine) -> dict[str, Any]:
     """What an image's bits depend on beside what was asked for."""
     on_cpu = engine.device.type == "cpu"
     return {
-        "threads": torch.get_num_threads() if on_cpu else None,  # torch's convolutions sum in an order of their number
+        # Torch's convolutions on a CPU choose their summation order by both.
+        "threads": torch.get_num_threads() if on_cpu else None,
+        "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,
         "network": engine.denoiser,
         "network_dtype": str(engine.denoiser.dtype),
         "state_dtype": str(engine.state_dtype),
-        "network_device": engine.device.type,
+        "network_device": "cpu" if on_cpu else torch.cuda.get_device_name(engine.device),
         "plan": engine.sampler,
         "guided": engine.guidance,
     }

@@ -19,7 +19,8 @@ SETTINGS = "settings.json"
 
 
 def write(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Strict JSON: infinity is the string "inf", a tensor or a network the SHA-256 of its numbers."""
+    """Strict JSON: infinity is the string "inf", a tensor or a network the SHA-256 of its numbers, a function
+    its name."""
     write_bytes(folder / SETTINGS, (json.dumps(_record(settings), indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -34,9 +35,8 @@ def require_same(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _record(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """With what draws: versions, and the instructions that torch's sums follow on this processor."""
-    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    versions = {"engine": version("edm-engine"), "torch": torch.__version__, "processor": processor}
+    """With the versions that draw."""
+    versions = {"engine": version("edm-engine"), "torch": torch.__version__, "processor": platform.machine()}
     return {name: _plain(value) for name, value in (dict(settings) | versions).items()}
 
 

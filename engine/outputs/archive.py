@@ -67,6 +67,10 @@ class Archive(Output):
         """The encoded images of some positions, in order, one in memory at a time."""
         for batch in range(positions.start // self.batch_size, -(-positions.stop // self.batch_size)):
             own = self._positions(batch)
-            with zipfile.ZipFile(self._part(batch, "zip")) as part:
-                for position in range(max(own.start, positions.start), min(own.stop, positions.stop)):
-                    yield part.read(str(position))
+            path = self._part(batch, "zip")
+            try:
+                with zipfile.ZipFile(path) as part:
+                    for position in range(max(own.start, positions.start), min(own.stop, positions.stop)):
+                        yield part.read(str(position))
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{path} was damaged after it was written ({error}); resume draws it anew") from None

@@ -19,8 +19,10 @@ from torch import distributed
 
 import engine
 from engine import dealing, drawing
-from engine.outputs import FORMATS, PngFolder
+from engine.outputs import FORMATS
+from engine.outputs.archive import Archive
 from engine.outputs.base import PARTS, SUMS
+from engine.outputs.png_folder import PngFolder
 from tests.helpers import tree, wavy
 
 SEEDS = [*range(995, 1005), 3, 7**20]
@@ -110,7 +112,8 @@ class Power(Exception):
 
 def interrupted(monkeypatch, folder, after, **job):
     """A job whose process ends in the middle of writing batch number ``after``."""
-    write = PngFolder.write if job["format"] == "png" else drawing.open_output.__globals__["Archive"].write
+    output = PngFolder if job["format"] == "png" else Archive
+    write = output.write
 
     def stop(self, batch, images):
         if batch == after:
@@ -121,7 +124,7 @@ def interrupted(monkeypatch, folder, after, **job):
         write(self, batch, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(write.__globals__[write.__qualname__.split(".")[0]], "write", stop)
+        patch.setattr(output, "write", stop)
         with pytest.raises(Power):
             draw(folder, **job)
 
@@ -172,6 +175,23 @@ def test_every_part_torn_is_found_and_drawn_anew(monkeypatch, tmp_path, format):
         drawn = draw(tmp_path / "out", resume=True, **job)
         assert drawn.drawn == 2 + 5
         assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_part_damaged_while_the_job_runs(monkeypatch, tmp_path):
+    draw(tmp_path / "whole", format="tar")
+    finish = Archive.finish
+
+    def damage(self):
+        path = tmp_path / "out" / PARTS / "000001.zip"
+        path.write_bytes(path.read_bytes().replace(b"IDAT", b"IDOT"))
+        finish(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Archive, "finish", damage)
+        with pytest.raises(ValueError, match=r"000001\.zip was damaged after it was written .*; resume draws it anew"):
+            draw(tmp_path / "out", format="tar")
+    assert draw(tmp_path / "out", format="tar", resume=True).drawn == 5
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
