@@ -13,7 +13,9 @@ sample: build
 test: lint
 	$(BIN)/python -m pytest
 
+# Ray is large, and only these tests use it.
 test-slow: build
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "ray[data]"
 	$(BIN)/python -m pytest -m slow
 
 lint: build

@@ -9,6 +9,7 @@ from . import backends, guidance, networks, noise, preconditioning, samplers
 from .api import invert, sample
 from .checkpoints import load, save
 from .denoiser import Denoiser
+from .drawing import draw_to
 from .engine import Engine, NonFiniteError
 from .images import save_grid, save_png, to_uint8
 from .plan import Plan
@@ -25,6 +26,7 @@ __all__ = [
     "Sampler",
     "SelfCheckError",
     "backends",
+    "draw_to",
     "guidance",
     "invert",
     "load",

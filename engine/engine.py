@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Literal, TypeVar, Unpack
@@ -112,12 +112,31 @@ class Engine:
         sampler: Sampler | AdaptiveSampler | None = None,
         guidance: Guidance | EllipsisType | None = ...,
         progress: bool = False,
+        batches: Iterable[int] | None = None,
         **asked: Unpack[Asked],
     ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         """Like `sample`, batch by batch: yields (where the images stand in what was asked for, images).
 
+        batches: the numbers of those to draw, batch b standing from b * batch_size on; None for all. It may be an
+        iterator: a number is taken when the batch before has been read. So parts of a job, drawn by several processes
+        or after an interruption, are the bits that the whole job has.
+
         The whole job is checked by this call; the work is done as the iterator is read.
         """
+        run, job = self._check(sampler, guidance, asked)
+        return self._stream(run, job, progress, range(self._count(job)) if batches is None else batches)
+
+    def labels(self, **asked: Unpack[Asked]) -> Tensor | None:
+        """The labels [N, label_dim] that `sample` would use, those that seeds draw included; None without classes.
+
+        Raises ValueError as `sample` does.
+        """
+        return self._check(None, ..., asked)[1].labels
+
+    def _check(
+        self, sampler: Sampler | AdaptiveSampler | None, guidance: Guidance | EllipsisType | None, asked: Asked
+    ) -> "tuple[_Run, Job]":
+        """What one call asks for, and how it is carried out."""
         sampler = self.sampler if sampler is None else sampler
         given = self.guidance if guidance is ... else guidance
         _require_sampler(sampler, given)
@@ -126,8 +145,7 @@ class Engine:
         plan = Plan(sampler.ends if isinstance(sampler, AdaptiveSampler) else sampler, self.denoiser.preconditioning)
         job = Job.check(self.denoiser, plan, self.device, given.label_dim if given else 0, **asked)
         plans, weights = prepared.plans(plan, len(job.positions)) if prepared else ({}, [])
-        run = _Run(plan, plans, weights, prepared, given, adaptive)
-        return self._stream(run, job, progress)
+        return _Run(plan, plans, weights, prepared, given, adaptive), job
 
     def self_check(self) -> None:
         """Check that this engine computes what it should, in a second or so: for the start of a production process.
@@ -157,10 +175,17 @@ class Engine:
             make_batch_invariant(prepared, self.batch_size)
         return prepared
 
-    def _stream(self, run: "_Run", job: Job, progress: bool) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-        total = None if run.adaptive else math.ceil(len(job.positions) / self.batch_size) * run.plan.nfe
+    def _count(self, job: Job) -> int:
+        """Of batches."""
+        return math.ceil(len(job.positions) / self.batch_size)
+
+    def _stream(
+        self, run: "_Run", job: Job, progress: bool, batches: Iterable[int]
+    ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        total = len(batches) * run.plan.nfe if isinstance(batches, Sized) and not run.adaptive else None
         with tqdm(total=total, unit="eval", desc="sampling", disable=not progress) as bar:
-            for batch in job.batches(self.batch_size):
+            for number in batches:
+                batch = job.batch(number, self.batch_size)
                 with torch.no_grad():
                     images = self._run(run, batch, lambda: bar.update() and None).to(self.output_dtype)
                 yield batch.positions, images

@@ -1,5 +1,6 @@
 """Images out of tensors: bytes, PNG files, labelled grids."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .files import atomic_path
+from .files import atomic_path, write_bytes
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -18,8 +19,14 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def save_png(image: Tensor, path: Path) -> None:
     """One image [C, H, W], C 1 or 3, uint8 or float in [-1, 1]; the file is written atomically."""
-    with atomic_path(Path(path)) as temporary:
-        _pillow(image).save(temporary, format="png")
+    write_bytes(Path(path), encode_png(image))
+
+
+def encode_png(image: Tensor) -> bytes:
+    """What `save_png` writes; the same image is the same bytes."""
+    buffer = io.BytesIO()
+    _pillow(image).save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def load_pngs(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
@@ -28,15 +35,18 @@ def load_pngs(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, list[str]]:
     shape: (1 or 3, H, W). Raises ValueError for a size other than that, and for a folder without any.
     """
     paths = png_files(path)
-    images = []
-    for each in paths:
-        with Image.open(each) as opened:
-            pixels = np.asarray(opened.convert("L" if shape[0] == 1 else "RGB"))
-        image = torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
-        if tuple(image.shape) != tuple(shape):
-            raise ValueError(f"{each} is {list(image.shape)}; allowed: {list(shape)}")
-        images.append((image.to(torch.float32) - 127.5) / 127.5)
-    return torch.stack(images), [each.name for each in paths]
+    pixels = torch.stack([load_png(each, shape) for each in paths])
+    return (pixels.to(torch.float32) - 127.5) / 127.5, [each.name for each in paths]
+
+
+def load_png(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """One PNG as uint8 of ``shape``, (1 or 3, H, W). Raises ValueError for another size."""
+    with Image.open(path) as opened:
+        pixels = np.asarray(opened.convert("L" if shape[0] == 1 else "RGB"))
+    image = torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
+    if tuple(image.shape) != tuple(shape):
+        raise ValueError(f"{path} is {list(image.shape)}; allowed: {list(shape)}")
+    return image
 
 
 def png_files(path: Path) -> list[Path]:

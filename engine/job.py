@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -113,11 +113,15 @@ class Job:
             mask=None if self.mask is None else self.mask[index],
         )
 
-    def batches(self, size: int) -> Iterator["Job"]:
-        """The job cut into jobs of at most ``size`` samples, in order, each made when its turn comes."""
-        count = len(self.positions)
-        for start in range(0, count, size):
-            yield self.take(range(start, min(start + size, count)))
+    def batch(self, number: int, size: int) -> "Job":
+        """One of the jobs of ``size`` samples, the last one of fewer, that this one is cut into.
+
+        Raises ValueError for a number that none of them has.
+        """
+        every = math.ceil(len(self.positions) / size)
+        if not 0 <= number < every:
+            raise ValueError(f"batches contains {number}; allowed: 0 to {every - 1}")
+        return self.take(range(number * size, min((number + 1) * size, len(self.positions))))
 
     def noise_on(self, device: torch.device) -> Noise:
         """Latents and churn noise of all samples, on ``device``."""
@@ -200,7 +204,7 @@ def _image(image: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         raise ValueError(f"image is {what}; allowed: a floating tensor, in the range the network was trained on")
     if tuple(image.shape) != shape:
         raise ValueError(f"image has shape {list(image.shape)}; allowed: {list(shape)}")
-    if not bool(torch.isfinite(image).all()):
+    if not bool(torch.isfinite(torch.stack(torch.aminmax(image))).all()):  # no mask as large as the image
         raise ValueError("image holds infinity or NaN; allowed: finite numbers")
     return image
 

@@ -1,5 +1,7 @@
 """Small denoisers the tests share."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -45,3 +47,8 @@ def small_unet(label_dim: int = 0, seed: int = 0) -> Denoiser:
     for p in network.parameters():
         nn.init.normal_(p, std=0.05)
     return Denoiser(network, EDM()).eval()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

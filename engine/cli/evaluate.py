@@ -26,9 +26,9 @@ from ..metrics import (
 from ..metrics.quality import share
 from ..metrics.reference import DATA_SETS
 from ..plan import Plan, Sampler
+from ..record import write as write_record
 from ..training.data import FASHION_MNIST_CLASSES
 from .guidance_options import guidance_options, take_guidance
-from .record import write_record
 from .sampler_options import sampler_options, take_sampler
 from .statistics import inception_option
 from .types import DTYPES

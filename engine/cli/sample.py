@@ -1,7 +1,6 @@
-"""``edm-engine sample``: seeds to PNG files."""
+"""``edm-engine sample``: seeds to images in files."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .. import checkpoints
+from ..dealing import Alone, Ranks, launched, local_rank
+from ..drawing import Drawing, Drawn
 from ..engine import Engine
-from ..images import load_pngs, save_grid, save_png, to_uint8
+from ..images import load_png, load_pngs, save_grid
 from ..job import NOISES
+from ..outputs.png_folder import PngFolder
 from .guidance_options import guidance_options, take_guidance
-from .record import write_record
+from .large_options import large_options
 from .sampler_options import sampler_options, take_sampler
 from .types import DTYPES, IntRange
 
@@ -40,34 +42,71 @@ _PATH = click.Path(path_type=Path, exists=True)
 @click.option("--backend", default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
-@click.option("--subdirs", is_flag=True, help="A sub-folder for every thousand seeds.")
-@click.option("--grid", is_flag=True, help="Also write grid.png, labelled with classes.")
-def sample(
+@large_options
+@click.option("--grid", is_flag=True, help="Also write grid.png, labelled with classes; it holds all in memory.")
+def sample(grid: bool, resume: bool, ray: bool, workers: int | None, **job: Any) -> None:
+    """Draw one image a seed and write PNG files named by seed, or archives, with the settings beside them.
+
+    The processes that torchrun starts share the seeds.
+    """
+    if grid and job["format"] != "png":
+        raise click.UsageError(f"--grid needs --format png, not {job['format']}")
+    if workers and not ray:
+        raise click.UsageError("--workers needs --ray")
+    if click.get_current_context().get_parameter_source("seeds") is ParameterSource.DEFAULT and job["latents"]:
+        job["seeds"] = list(range(len(_load_latents(job["latents"]))))
+    drawn = _draw_on_ray(job, resume, workers) if ray else _draw(job, resume)
+    for name in drawn.torn:
+        click.echo(f"{job['out'] / name} was torn and is drawn anew", err=True)
+    if drawn.last and grid and isinstance(drawn.output, PngFolder):
+        _save_grid(drawn.output, job["classes"], checkpoints.load(job["model"]).class_names)
+    rate = f"{drawn.drawn} images in {drawn.seconds:.1f} s, {drawn.drawn / drawn.seconds:.2f} images/s"
+    click.echo(f"{rate}, written to {job['out']}{', which is complete' if drawn.last else ''}")
+
+
+def _draw(job: dict[str, Any], resume: bool) -> Drawn:
+    """By this process, or its share if it is one of torchrun's."""
+    team = Ranks.of_torchrun() if launched() else Alone()
+    if launched() and job["device"] == "cuda":
+        job["device"] = f"cuda:{local_rank()}"
+    return _drawing(**job).run(resume=resume, team=team, progress=team.rank == 0)
+
+
+def _draw_on_ray(job: dict[str, Any], resume: bool, workers: int | None) -> Drawn:
+    from ..ray_data import draw_on_ray
+
+    job["threads"] = job["threads"] or 1  # an actor's, where nothing else is said
+    return draw_on_ray(partial(_drawing, **job), resume=resume, workers=workers)
+
+
+def _drawing(
+    *,
     model: str,
     seeds: list[int],
     classes: list[int] | None,
     image: Path | None,
     mask: Path | None,
     latents: Path | None,
-    offset_noise: float,
-    noise: str,
     dtype: str,
     batch: int,
     batch_invariant: bool,
     backend: str,
     device: str,
+    threads: int | None,
     out: Path,
+    format: str,
     subdirs: bool,
-    grid: bool,
+    shard: int,
+    noise: str,
+    offset_noise: float,
     **options: Any,
-) -> None:
-    """Draw one image a seed and write PNG files named by seed, with the settings beside them."""
-    context = click.get_current_context()
+) -> Drawing:
+    """The job; options: those of the sampler and of guidance."""
+    if threads:
+        torch.set_num_threads(threads)
+    named = {"model": model, "class": classes, "image": image, "mask": mask, "latents": latents, "dtype": dtype}
+    settings = {name: value for name, value in (named | options).items() if value is not None}
     denoiser = checkpoints.load(model)
-    start = None if latents is None else _load_latents(latents)
-    if start is not None and context.get_parameter_source("seeds") is ParameterSource.DEFAULT:
-        seeds = list(range(len(start)))
-    settings = {name: value for name, value in (context.params | {"seeds": seeds}).items() if value is not None}
     guidance = take_guidance(options, denoiser, len(seeds), device)
     engine = Engine(
         denoiser,
@@ -79,34 +118,22 @@ def sample(
         batch_size=batch,
         batch_invariant=batch_invariant,
     )
-    labels = [classes[i % len(classes)] for i in range(len(seeds))] if classes else None
     shape = denoiser.img_shape
-    batches = engine.stream(  # refuses bad input before any file
+    return Drawing(
+        engine,
+        out,
+        format=format,
+        subdirs=subdirs,
+        shard=shard,
+        settings=settings,
         seeds=seeds,
-        latents=start,
-        class_labels=labels,
+        latents=None if latents is None else _load_latents(latents),
+        class_labels=[classes[i % len(classes)] for i in range(len(seeds))] if classes else None,
         noise=noise,
         image=None if image is None else _one_a_seed(load_pngs(image, shape)[0], len(seeds)),
         mask=None if mask is None else _one_a_seed(load_pngs(mask, (1, *shape[1:]))[0] > 0, len(seeds)),
         offset_noise=offset_noise,
-        progress=True,
     )
-    pixels = []
-    started = time.perf_counter()
-    with ThreadPoolExecutor(2) as pool:
-        for positions, images in batches:
-            drawn = to_uint8(images).cpu()
-            list(pool.map(save_png, drawn, [_path(out, seeds[i], subdirs) for i in positions]))
-            if grid:
-                pixels.append(drawn)
-    seconds = time.perf_counter() - started
-    if grid:
-        names = engine.denoiser.class_names
-        texts = None if labels is None else [names[c] if names else str(c) for c in labels]
-        columns = len(classes) if classes and len(classes) > 1 else None
-        save_grid(torch.cat(pixels), out / "grid.png", columns=columns, labels=texts, scale=2)
-    write_record(out / "settings.json", settings | {"images": len(seeds), "seconds": seconds})
-    click.echo(f"{len(seeds)} images in {seconds:.1f} s, {len(seeds) / seconds:.2f} images/s, written to {out}")
 
 
 def _one_a_seed(images: torch.Tensor, count: int) -> torch.Tensor:
@@ -121,6 +148,11 @@ def _load_latents(path: Path) -> torch.Tensor:
         raise ValueError(f"{path} is not a file of latents, as `edm-engine invert` writes: {error}") from None
 
 
-def _path(out: Path, seed: int, subdirs: bool) -> Path:
-    folder = out / f"{seed - seed % 1000:06d}" if subdirs else out
-    return folder / f"{seed:06d}.png"
+def _save_grid(output: PngFolder, classes: list[int] | None, names: tuple[str, ...] | None) -> None:
+    """Of the files, since others may have drawn some of them."""
+    count = len(output.images.numbers)
+    pixels = torch.stack([load_png(output.folder / output.name(i), output.images.shape) for i in range(count)])
+    asked = [classes[i % len(classes)] for i in range(count)] if classes else None
+    texts = None if asked is None else [names[c] if names else str(c) for c in asked]
+    columns = len(classes) if classes and len(classes) > 1 else None
+    save_grid(pixels, output.folder / "grid.png", columns=columns, labels=texts, scale=2)

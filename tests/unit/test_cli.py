@@ -28,7 +28,7 @@ def test_sample_writes_pngs_named_by_seed(monkeypatch, tmp_path, capsys):
     options = ["--seeds", "0-2,9", "--class", "3,5", "--steps", "2", "--batch", "3", "--out", out, "--grid"]
     assert run(monkeypatch, "sample", "--model", "fashion-mnist", *options) == 0
     assert sorted(p.name for p in out.iterdir()) == [
-        "000000.png", "000001.png", "000002.png", "000009.png", "grid.png", "settings.json",
+        "000000.png", "000001.png", "000002.png", "000009.png", "checksums.sha256", "grid.png", "settings.json",
     ]  # fmt: skip
     denoiser = engine.load("fashion-mnist")
     sampler = engine.samplers.edm(2)

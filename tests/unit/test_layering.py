@@ -12,6 +12,8 @@ LAYERS = [
         "kernels",
         "noise",
         "files",
+        "dealing",
+        "record",
         "preconditioning",
         "discrete",
         "networks.ops",
@@ -24,6 +26,8 @@ LAYERS = [
     },
     {"networks", "networks.song", "networks.dhariwal", "plan", "state"},
     {"samplers", "samplers.base", "samplers.levels", "samplers.registry", "reference", "denoiser", "images"},
+    {"outputs.base", "outputs.kinds", "outputs.archive", "outputs.png_folder"},
+    {"outputs"},
     {"backends", "networks.ideal", "checkpoints", "prepare", "guidance"},
     {
         "loop",
@@ -37,7 +41,8 @@ LAYERS = [
         "verify.self_check",
     },
     {"engine"},
-    {"api"},
+    {"api", "drawing"},
+    {"ray_data"},
     {
         "metrics.classifier",
         "metrics.features",

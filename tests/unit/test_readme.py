@@ -1,9 +1,17 @@
 """The README's Python runs as written."""
 
+import importlib.util
+import os
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
+import pytest
+
 from engine.samplers import registry
+from tests.helpers import tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,9 +26,31 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert (tmp_path / "out" / "sneakers.png").exists()
+    assert sorted(path.name for path in (tmp_path / "out" / "shards").glob("*.tar")) == [
+        "images-000000.tar",
+        "images-000001.tar",
+    ]
     assert namespace["images"].shape == (3, 1, 32, 32)
 
 
 def test_files_it_shows_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.slow
+def test_shell_blocks_run(tmp_path):
+    """As a reader would type them; what different commands drew is compared to the bit."""
+    commands = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with_ray = importlib.util.find_spec("ray") is not None
+    for command in commands:
+        if "--ray" not in command or with_ray:
+            subprocess.run(["bash", "-ec", command], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True)
+    with zipfile.ZipFile(tmp_path / "many" / "images.zip") as file:
+        pngs = {name: file.read(name) for name in file.namelist() if name.endswith(".png")}
+    drawn = {name: data for name, data in tree(tmp_path / "same").items() if name.endswith(".png")}
+    assert len(pngs) == 256
+    assert pngs == drawn
+    if with_ray:
+        assert tree(tmp_path / "many-on-ray") == tree(tmp_path / "many")

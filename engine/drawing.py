@@ -1,0 +1,170 @@
+"""``draw_to``: jobs of any size to files, in parts that several processes draw and that an interruption keeps."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from . import record
+from .dealing import Alone, Team
+from .engine import Engine
+from .images import to_uint8
+from .job import Asked
+from .outputs import Images, Output, open_output
+from .outputs.base import Label
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one process did. output: the files of the whole job. drawn: images drawn by this process. torn: files that
+    `resume` found to be other than they should be, and that are drawn anew. last: whether this process ended the job.
+    seconds: of verifying, drawing and writing.
+    """
+
+    output: Output
+    drawn: int
+    seconds: float
+    torn: tuple[str, ...]
+    last: bool
+
+
+class Drawing:
+    """A job on its way to files, checked. Its unit is a batch: whoever draws it, whenever, its images are the same.
+
+    output: the files; for the other arguments see `draw_to`. Raises ValueError for a bad argument.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path | str,
+        *,
+        format: str = "png",
+        subdirs: bool = False,
+        shard: int = 1000,
+        settings: Mapping[str, Any] | None = None,
+        **asked: Unpack[Asked],
+    ) -> None:
+        self.engine, self.asked = engine, asked
+        labels = engine.labels(**asked)
+        if labels is not None:
+            self.asked["class_labels"] = labels  # not drawn from the seeds a second time
+        shape = engine.denoiser.img_shape
+        numbers = _numbers(asked)
+        images = Images(numbers, _named(labels), shape)
+        self.output = open_output(format, Path(folder), images, engine.batch_size, subdirs=subdirs, shard=shard)
+        files = {"format": format, "subdirs": subdirs, "shard": shard}
+        own = {"seeds": numbers, "batch_size": engine.batch_size, **files, **_numerics(engine)}
+        own["asked"] = {name: value for name, value in self.asked.items() if name != "seeds"}
+        self.settings = {**(settings or {}), **own}
+
+    def begin(self, resume: bool) -> None:
+        """By one process, first: settings.json is written, or compared with if a job is there to be resumed."""
+        folder = self.output.folder
+        if resume and (folder / record.SETTINGS).exists():
+            record.require_same(folder, self.settings)
+            self.output.begin(resume=True)
+        else:
+            self.output.begin(resume=False)  # first: no settings may stand beside what other ones left
+            record.write(folder / record.SETTINGS, self.settings)
+
+    def join(self) -> None:
+        """By every process, once the job has begun. Raises ValueError if this one would draw other images."""
+        record.require_same(self.output.folder, self.settings)
+
+    def draw(self, batches: Iterable[int], progress: bool = False) -> Iterator[tuple[int, int]]:
+        """Draw and write batches, by number; yields (number, images) when one is safe."""
+        for positions, images in self.engine.stream(batches=batches, progress=progress, **self.asked):
+            number = positions[0] // self.engine.batch_size
+            self.output.write(number, to_uint8(images).cpu())
+            yield number, len(positions)
+
+    def run(self, *, resume: bool = False, team: Team | None = None, progress: bool = False) -> Drawn:
+        """The whole job, or this process's share of it; see `draw_to`."""
+        output, team, drawn = self.output, team or Alone(), 0
+        team.start(output.batches)
+        team.once(lambda: self.begin(resume))
+        self.join()
+        started = time.perf_counter()
+        for _, count in self.draw(_missing(output, team) if resume else team.deal(), progress):
+            drawn += count
+            team.done()
+        if team.last:
+            output.finish()
+        seconds = time.perf_counter() - started
+        team.leave()
+        return Drawn(output, drawn, seconds, tuple(output.torn), team.last)
+
+
+def draw_to(
+    engine: Engine,
+    folder: Path | str,
+    *,
+    resume: bool = False,
+    team: Team | None = None,
+    progress: bool = False,
+    **job: Any,
+) -> Drawn:
+    """Draw a job of any size to files in ``folder``, in constant memory.
+
+    job: what `Engine.sample` is asked for (seeds, class_labels, ...), and
+    format: "png", a file a seed (subdirs: in a sub-folder for every thousand); "zip", uncompressed, with the
+    dataset.json of the published EDM code; "tar", WebDataset shards of ``shard`` images; "npz", with arrays images
+    uint8 [N, H, W, C], seeds and labels. Files are whole or absent; archives appear when the job ends.
+    settings: what settings.json is to say beside what it takes to draw the same again.
+
+    resume: go on with the job in ``folder``, if there is one: what is there is verified and kept, what is missing or
+    torn is drawn. Without it the job starts anew. team: None for this process alone, `dealing.Ranks.of_torchrun()` for
+    a rank of torchrun, all of which write to one folder. The images are the same bits however the job was divided
+    (README, "Large jobs").
+
+    Raises ValueError for a bad argument, and for settings other than those of the job to be resumed, before any work;
+    OSError naming the file that could not be written: what was written stays, and can be resumed.
+    """
+    return Drawing(engine, folder, **job).run(resume=resume, team=team, progress=progress)
+
+
+def _missing(output: Output, team: Team) -> Iterator[int]:
+    for number in team.deal():
+        if output.complete(number):
+            team.done()
+        else:
+            yield number
+
+
+def _numbers(asked: Asked) -> list[int]:
+    """What names each image: its seed, or its place among the latents."""
+    seeds, latents = asked.get("seeds"), asked.get("latents")
+    if seeds is not None:
+        return list(map(int, seeds))
+    return list(range(0 if latents is None else len(latents)))
+
+
+def _named(labels: Tensor | None) -> list[Label] | None:
+    """Each label as its class, or if one of them is soft, all as numbers."""
+    if labels is None:
+        return None
+    top = labels.argmax(1)
+    hard = torch.equal(torch.nn.functional.one_hot(top, labels.shape[1]).to(labels.dtype), labels)
+    return list(top.tolist() if hard else labels.tolist())
+
+
+def _numerics(engine: Engine) -> dict[str, Any]:
+    """What an image's bits depend on beside what was asked for."""
+    on_cpu = engine.device.type == "cpu"
+    return {
+        # Torch's convolutions on a CPU choose their summation order by both.
+        "threads": torch.get_num_threads() if on_cpu else None,
+        "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,
+        "network": engine.denoiser,
+        "batch_invariant": engine.batch_invariant,
+        "network_dtype": str(engine.denoiser.dtype),
+        "state_dtype": str(engine.state_dtype),
+        "network_device": "cpu" if on_cpu else torch.cuda.get_device_name(engine.device),
+        "plan": engine.sampler,
+        "guided": engine.guidance,
+    }

@@ -1,0 +1,28 @@
+"""Where a large job's images go: one record a format, so that a new one is an entry here."""
+
+from pathlib import Path
+
+from .archive import Archive
+from .base import Images, Output
+from .kinds import NPZ, TAR, ZIP
+from .png_folder import PngFolder
+
+_ARCHIVES = {kind.name: kind for kind in (ZIP, TAR, NPZ)}
+FORMATS = ("png", *_ARCHIVES)
+
+__all__ = ["FORMATS", "Images", "Output", "open_output"]
+
+
+def open_output(
+    format: str, folder: Path, images: Images, batch_size: int, *, subdirs: bool = False, shard: int = 1000
+) -> Output:
+    """Raises ValueError naming the argument, for a format or an option that does not fit; writes nothing."""
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
+    if shard < 1:
+        raise ValueError(f"shard is {shard}; allowed: an integer from 1")
+    if format != "npz" and (len(images.shape) != 3 or images.shape[0] not in (1, 3)):
+        raise ValueError(f"format is {format!r} and images are {list(images.shape)}; allowed: [1 or 3, H, W], or npz")
+    if format == "png":
+        return PngFolder(folder, images, batch_size, subdirs)
+    return Archive(folder, images, batch_size, _ARCHIVES[format], shard)

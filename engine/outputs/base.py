@@ -1,0 +1,116 @@
+"""What every output does: batches that are whole or absent, and a list of checksums at the end."""
+
+import hashlib
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from ..files import remove_temporaries, write_bytes
+
+PARTS = ".parts"  # what a job that goes on knows of its batches; gone when it has ended
+SUMS = "checksums.sha256"  # what `sha256sum --check` reads
+Label = int | list[float]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a job draws: the number (a seed) that names each image, labels if there are classes, shape (C, H, W)."""
+
+    numbers: Sequence[int]
+    labels: Sequence[Label] | None
+    shape: tuple[int, ...]
+
+    def name(self, position: int, subdirs: bool = True) -> str:
+        """000123.png, or with a sub-folder for every thousand numbers 000000/000123.png."""
+        number = self.numbers[position]
+        return f"{number - number % 1000:06d}/{number:06d}.png" if subdirs else f"{number:06d}.png"
+
+
+class Output(ABC):
+    """Images in a folder, written batch by batch by any number of processes and in any order.
+
+    A batch's bytes depend on its images alone, so to write it again changes nothing. torn: the names of files that
+    were there and were not what they should be, as `complete` finds them.
+    """
+
+    def __init__(self, folder: Path, images: Images, batch_size: int) -> None:
+        self.folder, self.images, self.batch_size = folder, images, batch_size
+        self.batches = -(-len(images.numbers) // batch_size)
+        self.torn: list[str] = []
+
+    def begin(self, resume: bool) -> None:
+        """By one process, before any other call: what an earlier job left is removed, unless this one goes on with it.
+
+        Images stay where they are until their successors take their places.
+        """
+        if not resume:
+            (self.folder / SUMS).unlink(missing_ok=True)
+            self._remove_parts()
+        for folder in self._folders():
+            remove_temporaries(folder)
+
+    @abstractmethod
+    def complete(self, batch: int) -> bool:
+        """Whether a batch is there, every byte of it checked."""
+
+    @abstractmethod
+    def write(self, batch: int, images: Tensor) -> None:
+        """A batch, uint8 [B, C, H, W]; when this returns it is not lost with the process."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """By one process, when every batch is written or complete; safe to do again after an interruption."""
+
+    def _folders(self) -> set[Path]:
+        return {self.folder, self.folder / PARTS}
+
+    def _positions(self, batch: int) -> range:
+        return range(batch * self.batch_size, min((batch + 1) * self.batch_size, len(self.images.numbers)))
+
+    def _part(self, batch: int, suffix: str) -> Path:
+        return self.folder / PARTS / f"{batch:06d}.{suffix}"
+
+    @cached_property
+    def _sums(self) -> dict[str, str]:
+        """Of a job that had ended: file name to SHA-256."""
+        return read_sums(self.folder / SUMS)
+
+    def _matches(self, name: str, expected: str | None) -> bool:
+        """Whether a file is what a list says; one that is there and is not is noted as torn."""
+        path = self.folder / name
+        if expected is not None and path.exists():
+            if digest(path) == expected:
+                return True
+            self.torn.append(name)
+        return False
+
+    def _end(self, sums: dict[str, str]) -> None:
+        """The list first: as long as the parts are there, whatever stands beside them can be made again."""
+        write_sums(self.folder / SUMS, sums)
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        if (self.folder / PARTS).exists():
+            shutil.rmtree(self.folder / PARTS)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(path: Path, sums: dict[str, str]) -> None:
+    """In the form of sha256sum."""
+    write_bytes(path, "".join(f"{value}  {name}\n" for name, value in sums.items()).encode())
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """File name to SHA-256; empty if there is no list. A line that is damaged names no file that fits it."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return {name: value for value, _, name in (line.partition("  ") for line in lines)}
