@@ -22,9 +22,11 @@ LAYERS = [
     },
     {"networks", "networks.song", "networks.dhariwal", "plan", "state"},
     {"samplers", "samplers.base", "samplers.levels", "samplers.registry", "reference", "denoiser", "images"},
+    {"adapters", "adapters.schedule", "adapters.unet", "adapters.folder", "adapters.k_diffusion"},
     {"backends", "networks.ideal", "checkpoints", "prepare", "guidance"},
     {"loop", "adaptive", "job", "torch_noise"},
     {"engine"},
+    {"adapters.scheduler", "adapters.pipeline"},
     {"api"},
     {
         "metrics.classifier",
