@@ -101,7 +101,7 @@ class DiffusersUNet(nn.Module):
 class _SoftEmbedding(nn.Module):
     """nn.Embedding for one-hot labels [B, classes], to the bit (one product with 1, others with 0), and soft ones."""
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
 

@@ -1,5 +1,7 @@
 """Our denoisers in k-diffusion's samplers, and k-diffusion's wrappers under ours."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -100,7 +102,7 @@ def test_their_wrapper_in_our_samplers(label_dim):
     labels = {"class_labels": LABELS if label_dim else torch.zeros(3, 4)}
     expected = engine.sample(ours, latents=LATENTS, sampler=sampler, **labels)
     with torch.no_grad():
-        for sigma, sigma_next in zip(levels[:-1], levels[1:], strict=True):  # DDIM by hand, on the adapted denoiser
+        for sigma, sigma_next in itertools.pairwise(levels):  # DDIM by hand, on the adapted denoiser
             D = theirs(x, sigma, LABELS if label_dim else None)
             x = D + (sigma_next / sigma) * (x - D)
     torch.testing.assert_close(x.float(), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
