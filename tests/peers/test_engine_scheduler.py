@@ -182,9 +182,9 @@ def test_timesteps_and_noise_of_ddim(spacing, zero_snr):
     torch.testing.assert_close(
         ours.add_noise(LATENTS, noise, t), theirs.add_noise(LATENTS, noise, t), rtol=0, atol=1e-4 if zero_snr else 4e-6
     )
-    edm = diffusers.EDMEulerScheduler(sigma_data=0.4, sigma_max=40.0)
+    edm = diffusers.EDMEulerScheduler(sigma_max=40.0)  # sigma_data by default: a default of theirs, not of ours
     swapped = EngineScheduler.from_config(edm.config, sampler="edm")
-    assert swapped.preconditioning == engine.preconditioning.EDM(0.002, 40.0, 0.4)
+    assert swapped.preconditioning == engine.preconditioning.EDM(0.002, 40.0, 0.5)
     swapped.set_timesteps(18)
     sigma = torch.tensor(swapped.plan.sigmas[4])
     noisy = swapped.add_noise(LATENTS, noise, swapped.timesteps[4].expand(2))
@@ -208,7 +208,7 @@ def test_a_changed_sample_is_the_new_state():
     scheduler.set_timesteps(3)
     F = torch.full_like(LATENTS, 0.1)
     x = scheduler.step(F, scheduler.timesteps[0], LATENTS).prev_sample
-    x += 1.0  # in place: what was handed out is a copy
+    x += 1.0
     changed = scheduler.step(F, scheduler.timesteps[1], x).prev_sample
     scheduler.set_timesteps(3)
     scheduler.set_begin_index(1)
@@ -222,6 +222,16 @@ def test_a_changed_sample_is_the_new_state():
         scheduler.step(F, scheduler.timesteps[1], x + 1)
     with pytest.raises(ValueError, match="begin_index is 2; allowed: 0"):
         scheduler.set_begin_index(2)
+
+
+def test_samples_handed_out_stay_as_they_are():
+    scheduler = EngineScheduler()
+    scheduler.set_timesteps(2)
+    F = LATENTS.double()
+    x = scheduler.step(F, scheduler.timesteps[0], F).prev_sample
+    kept = x.clone()
+    scheduler.step(F, scheduler.timesteps[1], x)
+    assert torch.equal(x, kept)
 
 
 def test_refused():

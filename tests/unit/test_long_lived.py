@@ -90,7 +90,7 @@ def resident_bytes():
 
 
 def test_a_thousand_calls(denoisers):
-    """At the end the bits of the beginning, no more tensors or memory than after 150 calls, and nothing global changed."""
+    """In the end the bits of the beginning, the tensors and memory of after 150 calls, and nothing global changed."""
     for i in range(150):  # caches of the allocator and of torch fill
         call(denoisers, i)
     before = globals_of_the_process()
