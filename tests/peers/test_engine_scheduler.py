@@ -1,6 +1,7 @@
 """`EngineScheduler` in loops and pipelines of diffusers, and `EnginePipeline`: the images of `engine.sample`."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,8 +105,7 @@ def test_churn_before_the_first_evaluation():
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
-@pytest.mark.parametrize("classes", [None, 3])
-def test_in_their_pipeline(sampler, classes, tmp_path):
+def test_in_their_pipeline(sampler, tmp_path):
     """DDPMPipeline as it ships, saved with our scheduler and read again."""
     scheduler = EngineScheduler.from_config(
         diffusers.DDIMScheduler(prediction_type="v_prediction").config, sampler=sampler
@@ -126,6 +126,36 @@ def test_in_their_pipeline(sampler, classes, tmp_path):
         sampler=scheduler.sampler_of(STEPS),
     )
     torch.testing.assert_close(got, (expected / 2 + 0.5).clamp(0, 1), rtol=0, atol=2e-5)
+
+
+class NoCodes(torch.nn.Module):
+    """An autoencoder whose latents are the image."""
+
+    config = SimpleNamespace(scaling_factor=1.0)
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def decode(self, latents):
+        return SimpleNamespace(sample=latents)
+
+
+def test_in_a_pipeline_that_scales(monkeypatch):
+    """LDMPipeline as it ships: init_noise_sigma, scale_model_input, step; with Heun's two evaluations and churn."""
+    options = SIGMAS | {"S_churn": 2.0, "S_tmax": 15.0}
+    scheduler = EngineScheduler(prediction_type="v_prediction", sampler="edm", sampler_options=options)
+    scheduler.set_timesteps(STEPS)  # it reads init_noise_sigma before it sets the timesteps
+    recorded = Recorded(scheduler, monkeypatch)
+    pipeline = diffusers.LDMPipeline(NoCodes(), unet(), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    got = pipeline(2, torch.Generator().manual_seed(7), num_inference_steps=STEPS, output_type="np").images
+    expected = engine.sample(
+        engine.adapters.from_diffusers(unet(), scheduler),
+        latents=LATENTS,
+        noise=recorded.noise,
+        sampler=scheduler.sampler_of(STEPS),
+    )
+    assert recorded.noise.any()
+    expected = (expected / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(torch.from_numpy(got), expected, rtol=0, atol=2e-5)
 
 
 def test_guided_loops_double_the_input():
