@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ..denoiser import Denoiser
 from .schedule import diffusers
 from .unet import from_diffusers
 
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
 _UNETS = ("UNet2DModel", "UNet2DConditionModel")
 
 
@@ -27,13 +30,24 @@ def load(path: Path) -> Denoiser:
     name = config.get("_class_name")
     if name not in _UNETS:
         raise ValueError(f"{folder}: _class_name is {name!r}; allowed: {', '.join(_UNETS)}")
-    if not any(folder.glob("diffusion_pytorch_model*.safetensors")):
-        raise ValueError(f"{folder} has no diffusion_pytorch_model.safetensors; other files of weights are not read")
-    unet = getattr(diffusers(), name).from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-    )
     tokens = _tokens(path) if name == "UNet2DConditionModel" else None
-    return from_diffusers(unet.float(), _scheduler(folder), tokens=tokens)
+    return from_diffusers(_unet(folder, name), _scheduler(folder), tokens=tokens)
+
+
+def _unet(folder: Path, name: str) -> Any:
+    """All weights from safetensors; diffusers draws at random what a file lacks, and only logs it."""
+    if not any((folder / f"{_WEIGHTS}{ending}").is_file() for ending in ("", ".index.json")):
+        raise ValueError(f"{folder} has no {_WEIGHTS}; other files of weights are not read")
+    kind = getattr(diffusers(), name)
+    options = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}
+    try:
+        unet, found = kind.from_pretrained(folder, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: diffusers cannot read it: {' '.join(str(error).split())}") from None
+    wrong = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"{folder}: tensors do not fit the config, first of {len(wrong)}: {wrong[0]}")
+    return unet.float()
 
 
 def _tokens(path: Path) -> int | None:

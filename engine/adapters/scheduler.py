@@ -166,6 +166,9 @@ class EngineScheduler(SchedulerMixin, ConfigMixin):
         if not (self._input_scaled or begun.c_in == begun.s_next == 1):
             scales = f"{self.config.sampler} scales the network's input"
             raise ValueError(f"timestep is {float(timestep)}, scale_model_input was not called before it; {scales}")
+        if model_output.shape[:1] + model_output.shape[2:] != sample.shape[:1] + sample.shape[2:]:
+            given = f"model_output has shape {list(model_output.shape)}"
+            raise ValueError(f"{given}; allowed: that of the sample, {list(sample.shape)}, or more channels")
         state = self._take(sample, row.op)
         if row.std != 0:
             kind = torch.promote_types(sample.dtype, torch.float32)
@@ -215,6 +218,8 @@ class EngineScheduler(SchedulerMixin, ConfigMixin):
                 net_dtype=sample.dtype,
             )
             self._state.x.copy_(sample)
+        elif sample.shape != self._state.x.shape:
+            raise ValueError(f"sample has shape {list(sample.shape)}; allowed: {list(self._state.x.shape)}, as before")
         elif not torch.equal(sample, self._handed_out(self._state, sample.dtype)):
             if op is Op.CORRECT:
                 raise ValueError("sample is changed within a step; allowed: what the step before returned, as it is")

@@ -250,6 +250,10 @@ def test_a_changed_sample_is_the_new_state():
     scheduler.scale_model_input(x, scheduler.timesteps[1])
     with pytest.raises(ValueError, match="sample is changed within a step"):
         scheduler.step(F, scheduler.timesteps[1], x + 1)
+    with pytest.raises(ValueError, match=r"sample has shape \[1, 3, 8, 8\]; allowed: \[2, 3, 8, 8\], as before"):
+        scheduler.step(F[:1], scheduler.timesteps[1], x[:1])
+    with pytest.raises(ValueError, match=r"model_output has shape \[2, 3, 8, 8\]; allowed: that of the sample, \[1, 3"):
+        scheduler.step(F, scheduler.timesteps[1], x[:1])
     with pytest.raises(ValueError, match="begin_index is 2; allowed: 0"):
         scheduler.set_begin_index(2)
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import engine
 from engine.adapters import from_diffusers
@@ -158,6 +159,32 @@ def test_load(make, layout, tmp_path):
 def test_pickled_weights_are_not_read(tmp_path):
     unet().save_pretrained(tmp_path, safe_serialization=False)
     with pytest.raises(ValueError, match=r"has no diffusion_pytorch_model.safetensors; other files of weights"):
+        engine.load(tmp_path)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    """Diffusers fills what is missing with random numbers."""
+    diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    save_file({key: value for key, value in tensors.items() if key != "conv_in.bias"}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"tensors do not fit the config, first of 1: conv_in\.bias"):
+        engine.load(tmp_path)
+    save_file(tensors | {"more": torch.ones(1)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="tensors do not fit the config, first of 1: more"):
+        engine.load(tmp_path)
+    save_file(tensors | {"conv_in.bias": torch.ones(3)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"unet: (tensors do not fit|diffusers cannot read it: ).*conv_in\.bias"):
+        engine.load(tmp_path)
+    path.write_bytes(b"junk")
+    with pytest.raises(ValueError, match="unet: diffusers cannot read it: "):
+        engine.load(tmp_path)
+
+
+def test_without_diffusers(tmp_path, monkeypatch):
+    unet().save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"needs diffusers .*: pip install 'edm-engine\[diffusers\]'"):
         engine.load(tmp_path)
 
 
