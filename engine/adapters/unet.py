@@ -32,7 +32,8 @@ def from_diffusers(
     model: the UNet, or a pipeline with ``unet`` and ``scheduler``; it is not changed, its weights are shared.
     scheduler: a scheduler of diffusers or its config, which says the noise levels and the prediction
     (`schedule.preconditioning_of`); None: the pipeline's.
-    img_shape: (C, H, W); by default from the UNet's in_channels and sample_size.
+    img_shape: (C, H, W); by default from the UNet's in_channels and sample_size. A latent model's images are latents,
+    which its autoencoder decodes.
 
     A UNet2DModel with num_class_embeds is conditional on classes: label_dim is their number, and soft labels mix their
     embeddings. A UNet2DConditionModel is conditional on encoder_hidden_states [B, tokens, cross_attention_dim]:
