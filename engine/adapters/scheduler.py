@@ -18,7 +18,7 @@ from ..discrete import Spacing
 from ..engine import NonFiniteError
 from ..plan import Op, Plan, Sampler
 from ..preconditioning import Discrete
-from ..samplers import REGISTRY
+from ..samplers import REGISTRY, Levels
 from ..state import Noise, State
 from .schedule import preconditioning_of
 
@@ -101,8 +101,9 @@ class EngineScheduler(SchedulerMixin, ConfigMixin):
         if "discretization" in own and isinstance(self.preconditioning, Discrete):
             options.setdefault("discretization", self.config.timestep_spacing)
         sampler: Any = entry.make(steps=num_inference_steps, **options)
-        if sampler.levels.discretization == "leading":
-            sampler = replace(sampler, levels=replace(sampler.levels, offset=self.config.steps_offset))
+        levels = getattr(sampler, "levels", None)
+        if isinstance(levels, Levels) and levels.discretization == "leading":
+            sampler = replace(sampler, levels=replace(levels, offset=self.config.steps_offset))
         made: Sampler = sampler
         return made
 
