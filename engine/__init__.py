@@ -5,7 +5,7 @@ denoiser = engine.load("fashion-mnist")
 images = engine.sample(denoiser, seeds=range(64), class_labels=3)
 """
 
-from . import backends, guidance, networks, noise, preconditioning, samplers
+from . import adapters, backends, guidance, networks, noise, preconditioning, samplers
 from .api import invert, sample
 from .checkpoints import load, save
 from .denoiser import Denoiser
@@ -25,6 +25,7 @@ __all__ = [
     "Plan",
     "Sampler",
     "SelfCheckError",
+    "adapters",
     "backends",
     "draw_to",
     "guidance",

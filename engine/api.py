@@ -46,7 +46,7 @@ def sample(
     broadcast to the image's shape: inpaint where it is false, keep the image where it is true (every evaluation's D is
     then known there, as float32). offset_noise: standard deviation of noise added to whole channels of the latents.
     progress: a bar over evaluations on stderr. The other arguments are those of `Engine`, which is the better choice
-    for repeated calls.
+    for repeated calls. May be called from several threads at once, as `Engine` says.
 
     Raises ValueError for a bad argument before any work, `NonFiniteError` if a sample did not stay finite.
     """

@@ -33,7 +33,8 @@ class Denoiser(nn.Module):
         return a view of it: the engine fills the same buffer again.
     preconditioning: one of `engine.preconditioning`.
     img_shape: (C, *spatial) of one sample; by default from the model's ``in_channels`` and ``img_resolution``.
-    label_dim: number of classes, 0 for an unconditional network; taken from the model's ``label_dim``.
+    label_dim: number of classes, 0 for an unconditional network; taken from the model's ``label_dim``. A model whose
+        ``labels_are_classes`` is false is conditional on embeddings [B, label_dim]: no class is drawn or named for it.
     net_channels: channels of x as the model takes it, at least C; those beyond the image's are zeros (8 instead of 3,
         say, for convolutions that want multiples of eight). By default C.
 
@@ -62,6 +63,7 @@ class Denoiser(nn.Module):
         self.preconditioning = preconditioning
         self.img_shape = tuple(img_shape)
         self.label_dim = int(getattr(model, "label_dim", 0)) if label_dim is None else label_dim
+        self.labels_are_classes = bool(getattr(model, "labels_are_classes", True))
         self.net_channels = self.img_shape[0] if net_channels is None else net_channels
         if not (isinstance(self.net_channels, int) and self.net_channels >= self.img_shape[0]):
             raise ValueError(f"net_channels is {net_channels!r}; allowed: an integer from {self.img_shape[0]}")

@@ -69,17 +69,21 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
     return 1 - torch.cat([bar[:1], bar[1:] / bar[:-1]])
 
 
-def timesteps(T: int, steps: int, spacing: Spacing = "trailing") -> list[int]:
+def timesteps(T: int, steps: int, spacing: Spacing = "trailing", offset: int = 0) -> list[int]:
     """Which of 1 .. T to visit, from noise to image, ``steps`` of them (the paper's Table 2).
 
-    leading: 1 + i floor(T / steps), which never visits T; linspace: both ends; trailing: T and every T / steps below.
+    leading: 1 + offset + i floor(T / steps), which without an offset never visits T; linspace: both ends; trailing: T
+    and every T / steps below. Raises ValueError for what is not allowed, an offset that leads beyond T among it.
     """
     if spacing not in get_args(Spacing):
         raise ValueError(f"spacing is {spacing!r}; allowed: {', '.join(map(repr, get_args(Spacing)))}")
     if not (isinstance(steps, int) and 1 <= steps <= T):
         raise ValueError(f"steps is {steps!r}; allowed: an integer from 1 to T = {T}")
+    highest = T - 1 - (steps - 1) * (T // steps) if spacing == "leading" else 0
+    if not (isinstance(offset, int) and 0 <= offset <= highest):
+        raise ValueError(f"offset is {offset!r} with {spacing!r} and {steps} steps; allowed: 0 to {highest}")
     if spacing == "leading":
-        chosen = [1 + i * (T // steps) for i in range(steps)]
+        chosen = [1 + offset + i * (T // steps) for i in range(steps)]
     elif spacing == "linspace":
         chosen = [round(1 + i * (T - 1) / (steps - 1)) if steps > 1 else T for i in range(steps)]
     else:

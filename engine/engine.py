@@ -36,6 +36,10 @@ class NonFiniteError(ArithmeticError):
 class Engine:
     """A denoiser prepared for repeated sampling: moved and cast once.
 
+    One engine may be called from several threads at once, without a lock: each call has buffers of its own, and an
+    image depends neither on other calls nor on other engines. A call changes nothing global (random states, dtypes,
+    grad mode, thread counts) and keeps nothing once its images are let go.
+
     Parameters
     ----------
     denoiser: `Denoiser`; the engine works on a copy, which shares its tensors if neither dtype nor device changes.

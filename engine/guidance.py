@@ -123,6 +123,8 @@ class ClassifierFree(Guidance):
         negative = self.negative
         if negative is not None and not (type(negative) is int and 0 <= negative < dim):
             raise ValueError(f"negative is {self.negative!r}; allowed: None, or a class from 0 to {dim - 1}")
+        if negative is not None and not denoiser.labels_are_classes:
+            raise ValueError(f"negative is {negative}; allowed: None, for a network whose labels are embeddings")
 
     def labels(self, labels: Tensor | None) -> Tensor | None:
         assert labels is not None

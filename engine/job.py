@@ -76,6 +76,10 @@ class Job:
         label_dim: the number of classes that something beside the denoiser knows, a classifier that guides it.
         """
         shape = denoiser.img_shape
+        given = isinstance(class_labels, Tensor) and class_labels.is_floating_point()
+        if not (denoiser.labels_are_classes or given):
+            what = "None" if class_labels is None else f"a {type(class_labels).__name__}"
+            raise ValueError(f"class_labels is {what}; allowed: embeddings, a float tensor [N, {denoiser.label_dim}]")
         checked_seeds = None if seeds is None else _seeds(seeds)
         count = _count(checked_seeds, latents, shape)
         draws, stream = _noise(noise, plan, denoiser, checked_seeds, latents, count)

@@ -7,7 +7,7 @@ A preconditioning is a small frozen record: it holds numbers, never tensors, so 
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -167,7 +167,8 @@ class Discrete(Preconditioning):
 
     prediction: what the network was trained to return: "epsilon" (the noise), "v" (s n - s sigma y, Salimans and Ho
     2022) or "sample" (y). zero_snr: the schedule rescaled to zero terminal SNR; sigma_max is then infinite, where an
-    epsilon says nothing of y: a plan that visits it with one is refused.
+    epsilon says nothing of y: a plan that visits it with one is refused. betas: beta_1 .. beta_T themselves, float32
+    values, where ``schedule`` and ``scale`` do not say them.
     """
 
     schedule: discrete.Schedule = "linear"
@@ -175,15 +176,20 @@ class Discrete(Preconditioning):
     scale: float = 1.0
     zero_snr: bool = False
     prediction: Literal["epsilon", "v", "sample"] = "epsilon"
+    betas: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.prediction not in ("epsilon", "v", "sample"):
             raise ValueError(f"prediction is {self.prediction!r}; allowed: 'epsilon', 'v', 'sample'")
+        if self.betas is not None:
+            object.__setattr__(self, "betas", tuple(self.betas))  # a list out of a config: the record must hash
+            if not (len(self.betas) == self.T >= 2 and all(0 < beta < 1 for beta in self.betas)):
+                raise ValueError(f"betas has {len(self.betas)} entries; allowed: T = {self.T} of them, between 0 and 1")
         self.levels()
 
     def levels(self) -> Tensor:
         """sigma_1 < ... < sigma_T, float64 [T]."""
-        levels = _discrete_levels(self.schedule, self.T, self.scale, self.zero_snr)
+        levels = _discrete_levels(self.schedule, self.T, self.scale, self.zero_snr, self.betas)
         return torch.tensor(levels, dtype=torch.float64, device="cpu")
 
     @property
@@ -220,8 +226,10 @@ class Discrete(Preconditioning):
 
 
 @lru_cache(maxsize=8)
-def _discrete_levels(schedule: discrete.Schedule, T: int, scale: float, zero_snr: bool) -> tuple[float, ...]:
-    betas = discrete.betas(schedule, T, scale)
+def _discrete_levels(
+    schedule: discrete.Schedule, T: int, scale: float, zero_snr: bool, given: tuple[float, ...] | None
+) -> tuple[float, ...]:
+    betas = discrete.betas(schedule, T, scale) if given is None else torch.tensor(given, dtype=torch.float32)
     return tuple(discrete.sigma(discrete.alpha_bar(discrete.zero_terminal_snr(betas) if zero_snr else betas)).tolist())
 
 

@@ -1,5 +1,5 @@
-"""Records that say what made a file: strict JSON with the versions that made it. settings.json, a job's, is what it takes
-to draw its images again, and what tells it from another."""
+"""Records of what made a file: strict JSON with the versions that made it. settings.json, a job's, is what it takes to
+draw its images again, and what tells it from another."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ SETTINGS = "settings.json"
 
 
 def write(path: Path, settings: Mapping[str, Any]) -> None:
-    """Strict JSON, atomically: infinity is the string "inf", a tensor or a network the SHA-256 of its numbers, a function
-    its name."""
+    """Strict JSON, atomically: infinity is the string "inf", a tensor or a network the SHA-256 of its numbers, a
+    function its name."""
     write_bytes(path, (json.dumps(_record(settings), indent=2, allow_nan=False) + "\n").encode())
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from ..adapters import folder
 from ..denoiser import Denoiser
 from ..files import atomic_path
 
@@ -24,9 +25,12 @@ def shipped() -> list[str]:
 def load(name: str | Path, *, device: torch.device | str = "cpu") -> Denoiser:
     """A denoiser in float32, eval mode, from a shipped name ("fashion-mnist") or a safetensors file of `save`.
 
-    Raises ValueError if the name is unknown or the file is not such a checkpoint; nothing in a file is executed.
+    Or from a folder of diffusers, a pipeline's or a UNet's (`engine.adapters.folder`). Raises ValueError if the name is
+    unknown or the file is not such a checkpoint; nothing in a file is executed.
     """
     path = _WEIGHTS / f"{name}.safetensors" if str(name) in shipped() else Path(name)
+    if folder.recognises(path):
+        return folder.load(path).to(device)
     if not path.is_file():
         raise ValueError(f"{str(name)!r} is neither a file nor a shipped network; shipped: {', '.join(shipped())}")
     metadata = read_metadata(path)

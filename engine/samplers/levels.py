@@ -22,7 +22,8 @@ class Levels:
 
     edm: equation 5, evenly spaced in sigma^(1/rho). vp: evenly spaced times of the VP schedule that spans the range,
     from 1 to epsilon_s. ve: geometric. iddpm: every so many of the cosine schedule's M levels (C_1, C_2).
-    leading, linspace, trailing: timesteps of a discrete-time model (`preconditioning.Discrete`), whose range they take.
+    leading, linspace, trailing: timesteps of a discrete-time model (`preconditioning.Discrete`), whose range they take;
+    offset moves all of leading's towards noise.
     A range of None is the published one: edm 0.002 to 80, vp 0.0105 to 152.2, ve 0.02 to 100, iddpm 0.002 to 81.
     It is clamped to the network's own when a plan is built. Raises ValueError naming a parameter out of range.
     """
@@ -36,6 +37,7 @@ class Levels:
     C_1: float = 0.001
     C_2: float = 0.008
     M: int = 1000
+    offset: int = 0
 
     def __post_init__(self) -> None:
         require("steps", self.steps, isinstance(self.steps, int) and self.steps >= 1, "an integer from 1")
@@ -45,6 +47,8 @@ class Levels:
             require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a finite number above 0")
         require("epsilon_s", self.epsilon_s, 0 < self.epsilon_s < 1, "a number between 0 and 1")
         require("M", self.M, isinstance(self.M, int) and self.M >= 2, "an integer from 2")
+        leads = self.discretization == "leading"
+        require("offset", self.offset, leads or self.offset == 0, "0, unless discretization is 'leading'")
         low, high = self._asked()
         require("sigma_min", low, 0 < low < math.inf, "a finite number above 0")
         require("sigma_max", high, low < high < math.inf, f"a finite number above sigma_min = {low}")
@@ -109,7 +113,8 @@ class Levels:
         assert isinstance(preconditioning, Discrete)
         ranged = self.sigma_min is None and self.sigma_max is None
         require("sigma_min, sigma_max", (self.sigma_min, self.sigma_max), ranged, "None with timesteps")
-        chosen = discrete.timesteps(preconditioning.T, self.steps, self.discretization)  # type: ignore[arg-type]
+        spacing: discrete.Spacing = self.discretization  # type: ignore[assignment]
+        chosen = discrete.timesteps(preconditioning.T, self.steps, spacing, self.offset)
         sigmas = preconditioning.levels()[torch.tensor(chosen) - 1]
         return torch.cat([sigmas, torch.zeros(1, dtype=_F64, device="cpu")])
 

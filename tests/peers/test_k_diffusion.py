@@ -1,11 +1,5 @@
 """Our samplers against k-diffusion's, the code most later samplers were first written in."""
 
-import importlib
-import importlib.util
-import sys
-from types import ModuleType
-from unittest.mock import MagicMock
-
 import pytest
 import torch
 
@@ -13,29 +7,9 @@ from engine import Plan
 from engine.preconditioning import Direct
 from engine.samplers import REGISTRY, Levels
 from tests.peers.compare import CHURN, DENOISER, LATENTS, NOISE, RANGE, STEPS, D, assert_agree, drawn, float64
+from tests.peers.k_diffusion_modules import k_diffusion_module
 
-
-def _sampling() -> ModuleType:
-    """k_diffusion.sampling alone: the package imports wandb, kornia, clip and more, which no sampler needs.
-
-    Of what the module itself imports, these are for images, for its Brownian tree and for likelihoods: not used here.
-    """
-    spec = importlib.util.find_spec("k_diffusion")
-    if spec is None:
-        pytest.skip("needs k-diffusion (make test)", allow_module_level=True)
-    package = ModuleType("k_diffusion")
-    package.__path__ = list(spec.submodule_search_locations)
-    unused = ["torchdiffeq", "torchsde", "torchvision", "torchvision.transforms"]
-    if importlib.util.find_spec("scipy") is None:  # for LMS only, which is then skipped
-        unused.append("scipy")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "k_diffusion", package)
-        for name in unused:
-            patch.setitem(sys.modules, name, MagicMock())
-        return importlib.import_module("k_diffusion.sampling")
-
-
-sampling = _sampling()
+sampling = k_diffusion_module("sampling")
 THEIR_CHURN = {name.lower(): value for name, value in CHURN.items()}
 
 

@@ -12,7 +12,7 @@ import engine
 from engine import discrete
 from engine.plan import Op, Row
 from engine.preconditioning import EDM, Discrete
-from engine.samplers import REGISTRY
+from engine.samplers import REGISTRY, Levels
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,11 @@ def test_timesteps_are_distinct_and_in_range(spacing, T, steps):
         (lambda: discrete.betas("cosine", scale=0.5), "scale is 0.5 with 'cosine'"),
         (lambda: discrete.timesteps(10, 11), "steps is 11; allowed: an integer from 1 to T = 10"),
         (lambda: discrete.timesteps(10, 5, "middle"), "spacing is 'middle'"),
+        (lambda: discrete.timesteps(10, 3, "leading", 4), "offset is 4 with 'leading' and 3 steps; allowed: 0 to 3"),
+        (lambda: discrete.timesteps(10, 3, "trailing", 1), "offset is 1 with 'trailing' and 3 steps; allowed: 0 to 0"),
+        (lambda: Levels(discretization="edm", offset=1), "offset is 1; allowed: 0, unless discretization is 'leading'"),
+        (lambda: Discrete(T=3, betas=(0.1, 0.2)), "betas has 2 entries; allowed: T = 3 of them, between 0 and 1"),
+        (lambda: Discrete(T=2, betas=(0.1, 1.0)), "betas has 2 entries; allowed: T = 2 of them, between 0 and 1"),
         (lambda: discrete.zero_terminal_snr(torch.zeros(5, dtype=torch.float64)), "allowed: a falling sequence"),
     ],
 )
@@ -175,6 +180,23 @@ def test_what_has_no_form_at_zero_snr_is_refused(name, options, message):
     arguments |= {"sigma_max": math.inf} if name == "edm" else {}
     with pytest.raises(ValueError, match=message):
         engine.Plan(REGISTRY[name].make(10, **arguments), pre)
+
+
+def test_offset_moves_leading_timesteps():
+    assert discrete.timesteps(10, 3, "leading") == [7, 4, 1]
+    assert discrete.timesteps(10, 3, "leading", 3) == [10, 7, 4]
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_betas_given_as_numbers(zero_snr):
+    """As a list, which a config is read from; the record hashes, and does not print a thousand numbers."""
+    betas = discrete.betas("cosine").tolist()
+    given = Discrete(betas=betas, zero_snr=zero_snr)
+    named = Discrete("cosine", zero_snr=zero_snr)
+    assert torch.equal(given.levels(), named.levels())
+    assert given == Discrete(betas=tuple(betas), zero_snr=zero_snr) != named
+    assert hash(given) == hash(Discrete(betas=tuple(betas), zero_snr=zero_snr))
+    assert "betas" not in repr(given)
 
 
 def test_discrete_levels():

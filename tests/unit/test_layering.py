@@ -28,6 +28,7 @@ LAYERS = [
     {"samplers", "samplers.base", "samplers.levels", "samplers.registry", "reference", "denoiser", "images"},
     {"outputs.base", "outputs.kinds", "outputs.archive", "outputs.png_folder"},
     {"outputs"},
+    {"adapters", "adapters.schedule", "adapters.unet", "adapters.folder", "adapters.k_diffusion"},
     {"backends", "networks.ideal", "checkpoints", "prepare", "guidance"},
     {
         "loop",
@@ -43,6 +44,8 @@ LAYERS = [
     {"engine"},
     {"api", "drawing"},
     {"ray_data"},
+    {"adapters.scheduler", "adapters.pipeline"},
+    {"api"},
     {
         "metrics.classifier",
         "metrics.features",
