@@ -12,6 +12,7 @@ LAYERS = [
         "kernels",
         "noise",
         "files",
+        "tensor_file",
         "preconditioning",
         "discrete",
         "networks.ops",
