@@ -21,8 +21,9 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, MemoryError, RecursionError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise ValueError(f"{path}: {lines[0][:400]}") from None
+        message = str(error) or type(error).__name__
+        line = "".join(letter if letter.isprintable() else "?" for letter in message[:400])  # names are the file's
+        raise ValueError(f"{path}: {line}") from None
 
 
 def build(
@@ -62,6 +63,8 @@ def _check_config(config: Mapping[str, Any], tensors: int) -> None:
         items = value if isinstance(value, list | tuple) else [value]
         if len(items) > _LONGEST_LIST or not all(isinstance(item, str | int | float | None) for item in items):
             raise ValueError(f"{name} in its config is not a number, a string or a short list of them")
+        if any(isinstance(item, int) and item < 0 for item in items):
+            raise ValueError(f"{name} in its config is negative")
     blocks, levels = config.get("num_blocks", 1), config.get("channel_mult", [1])
     layers = max(blocks, 1) * len(levels) if isinstance(blocks, int) and isinstance(levels, list | tuple) else None
     if layers is None or layers > tensors:

@@ -74,7 +74,7 @@ def _config(network: Instance) -> dict[str, Any]:
     if name == "Precond":
         raise ValueError("its network is EDM2's Precond; its magnitude-preserving UNet is not one of ours")
     if name not in _PUBLISHED:
-        raise ValueError(f"its network is a {shown(name)!r}; allowed: {', '.join(_PUBLISHED)}")
+        raise ValueError(f"its network is a '{shown(name)}'; allowed: {', '.join(_PUBLISHED)}")
     positional, named = network.state.get("_init_args"), network.state.get("_init_kwargs")
     if not isinstance(positional, tuple | list) or not isinstance(named, dict):
         raise ValueError(f"its {name} does not say what it was constructed with (_init_args, _init_kwargs)")

@@ -12,6 +12,9 @@ def load(path: Path) -> Denoiser:
     """A denoiser with the config and class names in the metadata."""
     tensors, metadata = tensor_file.read(path)
     with reading(path):
-        denoiser = build(json.loads(metadata["config"]), tensors)
-        denoiser.class_names = tuple(json.loads(metadata["classes"])) if "classes" in metadata else None
+        config, classes = (json.loads(metadata.get(name, "null")) for name in ("config", "classes"))
+        if not isinstance(config, dict) or not isinstance(classes, list | None):
+            raise ValueError("its metadata holds no config, or classes that are not a list")
+        denoiser = build(config, tensors)
+        denoiser.class_names = None if classes is None else tuple(map(str, classes))
     return denoiser

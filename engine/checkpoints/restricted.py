@@ -117,7 +117,7 @@ class _Machine:
     def find(self, module: object, name: object) -> None:
         full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
         if full not in self.known:
-            raise ValueError(f"it names {shown(full)!r}, which is not among what a checkpoint may hold; not executed")
+            raise ValueError(f"it names '{shown(full)}', which is not among what a checkpoint may hold; not executed")
         self.push(self.known[full])
 
     def make(self) -> None:
@@ -125,7 +125,7 @@ class _Machine:
         arguments, target = self.pop(), self.pop()
         if not isinstance(target, Known) or target.make is None or not isinstance(arguments, tuple):
             named = target.name if isinstance(target, Known) else type(target).__name__
-            raise ValueError(f"it calls {shown(named)!r}, which is not among what a checkpoint may call; not executed")
+            raise ValueError(f"it calls '{shown(named)}', which is not among what a checkpoint may call; not executed")
         self.push(target.make(*arguments))
 
     def build(self) -> None:

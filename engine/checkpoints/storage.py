@@ -83,8 +83,8 @@ def rebuild_tensor(storage: object, offset: object, size: object, stride: object
     """The view that a file describes; ValueError if it reaches beyond its storage or repeats elements."""
     if not isinstance(storage, Storage):
         raise ValueError(f"a tensor lies in a {type(storage).__name__}, not in a storage")
-    shape, steps = _counts(size, "size"), _counts(stride, "stride")
-    (start,) = _counts((offset,), "offset")
+    shape, steps = _counts(size, "a tensor's size"), _counts(stride, "a tensor's stride")
+    (start,) = _counts((offset,), "a tensor's offset")
     if len(shape) != len(steps):
         raise ValueError(f"a tensor has {len(shape)} sizes and {len(steps)} strides")
     numel = math.prod(shape)
@@ -98,14 +98,14 @@ def rebuild_tensor(storage: object, offset: object, size: object, stride: object
 def count(value: object, what: str) -> int:
     """An integer from 0 that fits in 64 bits."""
     if not isinstance(value, int) or not 0 <= value < _LARGEST:
-        raise ValueError(f"a {what} is not an integer from 0 to {_LARGEST}")
+        raise ValueError(f"{what} is not an integer from 0 to {_LARGEST}")
     return int(value)
 
 
 def _counts(values: object, what: str) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > _MOST_DIMENSIONS:
-        raise ValueError(f"a tensor's {what} is not a tuple of at most {_MOST_DIMENSIONS}")
-    return tuple(count(value, f"tensor's {what}") for value in values)
+        raise ValueError(f"{what} is not a tuple of at most {_MOST_DIMENSIONS}")
+    return tuple(count(value, what) for value in values)
 
 
 def _extent(size: tuple[int, ...], stride: tuple[int, ...]) -> int:

@@ -40,11 +40,11 @@ class _Storages:
             raise ValueError("it holds views of storages, as torch before 0.4 wrote them; not supported")
         _, kind, key, _, numel = fields[:5]
         if kind.name not in STORAGE_CLASSES or not isinstance(key, str):
-            raise ValueError(f"it holds a storage of class {shown(kind.name)!r}")
-        described = Storage(STORAGE_CLASSES[kind.name], count(numel, "storage's size"))
+            raise ValueError(f"it holds a storage of class '{shown(kind.name)}'")
+        described = Storage(STORAGE_CLASSES[kind.name], count(numel, "a storage's size"))
         storage = self.by_key.setdefault(key, described)
         if (storage.dtype, storage.numel) != (described.dtype, described.numel):
-            raise ValueError(f"it describes the storage {shown(key)!r} in two ways")
+            raise ValueError(f"it describes the storage '{shown(key)}' in two ways")
         return storage
 
 
@@ -92,7 +92,7 @@ def _read_zip(data: bytes) -> Any:
         saved = read_pickle(pickled, tensor_names(len(data)), storages.find)
         for key, storage in storages.by_key.items():
             if sizes.get(f"{root}data/{key}") != storage.nbytes:
-                raise ValueError(f"the storage {shown(key)!r} is not there in its {storage.nbytes} bytes")
+                raise ValueError(f"the storage '{shown(key)}' is not there in its {storage.nbytes} bytes")
             storage.read = _record(archive, f"{root}data/{key}")
     except _BROKEN_ZIP as error:
         raise ValueError(f"it is a broken zip file: {error}") from None

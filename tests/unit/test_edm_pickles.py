@@ -92,8 +92,8 @@ def model_of(state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda meta, state: meta.update(class_name="Precond"), "its network is EDM2's Precond; its magnitude-preserving"),
-        (lambda meta, state: meta.update(class_name="Generator"), "its network is a 'Generator'; allowed: VPPrecond, VE"),
+        (lambda meta, state: meta.update(class_name="Precond"), "EDM2's Precond; its magnitude-preserving UNet"),
+        (lambda meta, state: meta.update(class_name="Generator"), "its network is a 'Generator'; allowed: VPPrecond"),
         (lambda meta, state: meta.update(version=5), "a persistent object that is not a class of version 6"),
         (lambda meta, state: state.pop("_init_kwargs"), "does not say what it was constructed with"),
         (lambda meta, state: state["_init_kwargs"].update(width=3), "width is not a keyword of EDMPrecond or SongUNet"),
