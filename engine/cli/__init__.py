@@ -4,7 +4,9 @@ import sys
 
 import click
 
+from .convert import convert
 from .evaluate import evaluate
+from .info import info
 from .invert import invert_command
 from .sample import sample
 from .samplers import plan, samplers_command
@@ -17,7 +19,7 @@ def cli() -> None:
     """Draw images from diffusion models in the EDM formulation."""
 
 
-for command in (sample, invert_command, samplers_command, plan, evaluate, train, train_classifier):
+for command in (sample, invert_command, info, convert, samplers_command, plan, evaluate, train, train_classifier):
     cli.add_command(command)
 
 

@@ -23,7 +23,7 @@ LAYERS = [
     },
     {"networks", "networks.song", "networks.dhariwal", "plan", "state"},
     {"samplers", "samplers.base", "samplers.levels", "samplers.registry", "reference", "denoiser", "images"},
-    {"backends", "networks.ideal", "checkpoints", "prepare", "guidance"},
+    {"backends", "networks.ideal", "checkpoints", "prepare", "guidance", "measure"},
     {"loop", "adaptive", "job", "torch_noise"},
     {"engine"},
     {"api"},
