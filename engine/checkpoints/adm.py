@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -26,7 +26,7 @@ def find(saved: object) -> Original | None:
 
 
 class _ADM(Original):
-    asked = {  # noqa: RUF012 (never written to)
+    asked: ClassVar[Mapping[str, str]] = {
         "img_resolution": "pixels",
         "class_name": "'iDDPMPrecond' for the cosine schedule, 'DiscretePrecond' with schedule 'linear' for the linear",
         "num_head_channels": f"{_HEAD}",

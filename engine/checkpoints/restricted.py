@@ -58,7 +58,7 @@ def read_pickle(stream: io.BytesIO, known: Mapping[str, Known], persistent: Pers
 
 def shown(name: object) -> str:
     """A name out of a file, fit for one line of an error."""
-    text = ascii(name)[1:-1] if isinstance(name, str) else type(name).__name__
+    text = ascii(name[:100])[1:-1] if isinstance(name, str) else type(name).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -7,7 +7,7 @@ VEPrecond as published, sigma up to 100.
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -70,9 +70,9 @@ def _kind(module: _Module) -> str:
 
 
 class _ScoreSDE(Original):
-    asked = {  # noqa: RUF012 (never written to)
+    asked: ClassVar[Mapping[str, str]] = {
         "img_resolution": "pixels",
-        "class_name": "'VEPrecond' for Fourier features, 'VPPrecond' for the VP models",
+        "class_name": "'VEPrecond' for Fourier features, 'VPPrecond' for the VP models, sub-VP is not ours",
         "resample_filter": "[1, 3, 3, 1] if it was trained with fir=True, else [1, 1]",
     }
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import engine
 from tests.edm_layout import EasyDict, Record, dump
 from tests.fuzz.make_seeds import CONFIG, NETWORK, SEEDS, Calls, saved, small_record
+from tests.fuzz.mutate import splice
 
 SAYS = {"img_resolution": 8, "class_name": "VEPrecond", "resample_filter": [1, 1], "num_head_channels": 64}
 REBUILD = torch._utils._rebuild_tensor_v2
@@ -294,16 +295,18 @@ def test_every_truncation_is_refused(tmp_path, name):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files(tmp_path, data):
-    """Bit flips, cuts, and pieces of one file in another."""
+    """Bit flips, cuts, bytes and opcodes of one file in another."""
     seeds = [path.read_bytes() for path in sorted(SEEDS.iterdir()) if path.stat().st_size < 10_000]
     changed = bytearray(data.draw(st.sampled_from(seeds)))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, max(len(changed) - 1, 0)))
-        kind = data.draw(st.sampled_from(["flip", "cut", "splice", "insert"]))
+        kind = data.draw(st.sampled_from(["flip", "cut", "opcodes", "splice", "insert"]))
         if kind == "flip" and changed:
             changed[at] ^= 1 << data.draw(st.integers(0, 7))
         elif kind == "cut":
             del changed[at : at + data.draw(st.integers(1, 40))]
+        elif kind == "opcodes":
+            changed[:] = splice(bytes(changed), data.draw(st.sampled_from(seeds)), data.draw(st.randoms()))
         elif kind == "splice":
             other = data.draw(st.sampled_from(seeds))
             begin = data.draw(st.integers(0, len(other) - 1))
