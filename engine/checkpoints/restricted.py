@@ -8,7 +8,7 @@ tuples, memo slots by number) is refused, or is a dict here.
 
 import io
 import pickletools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,13 +47,20 @@ def read_pickle(stream: io.BytesIO, known: Mapping[str, Known], persistent: Pers
     """
     machine = _Machine(known, persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name not in _ACTIONS:
-                raise ValueError(f"it uses the opcode {opcode.name}, which no checkpoint needs")
-            _ACTIONS[opcode.name](machine, argument)
+        for name, argument in _opcodes(stream):
+            if name not in _ACTIONS:
+                raise ValueError(f"it uses the opcode {name}, which no checkpoint needs")
+            _ACTIONS[name](machine, argument)
         return machine.pop()
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"its pickle is broken: {type(error).__name__}: {error}") from None
+
+
+def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:
+    try:
+        yield from ((opcode.name, argument) for opcode, argument, _ in pickletools.genops(stream))
+    except ValueError as error:
+        raise ValueError(f"its pickle is broken: {error}") from None
 
 
 def shown(name: object) -> str:

@@ -83,9 +83,10 @@ def _read_zip(data: bytes) -> Any:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise ValueError("it has compressed records, which torch.save does not write")
         Budget(len(data)).spend(sum(info.file_size for info in archive.infolist()), "its records")
-        root = next((name.removesuffix("data.pkl") for name in sizes if name.count("/") == 1), "")
-        if f"{root}data.pkl" not in sizes:
-            raise ValueError("it is a zip file without data.pkl: not a file of torch.save")
+        pickles = [name for name in sizes if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("it is a zip file without one NAME/data.pkl: not a file of torch.save")
+        root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in sizes and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("it was not written on a little-endian machine")
         storages, pickled = _Storages(), io.BytesIO(archive.read(f"{root}data.pkl"))

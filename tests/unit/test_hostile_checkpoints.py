@@ -168,7 +168,7 @@ def test_zip_bombs(tmp_path):
     claims = stored.replace(struct.pack("<II", 1000, 1000), struct.pack("<II", 1000, 2**31))
     assert claims != stored
     assert "its records claim more than the" in refused(tmp_path / "x.pt", claims)
-    assert "without data.pkl" in refused(tmp_path / "x.pt", zipped({"a/b": b""}))
+    assert "without one NAME/data.pkl" in refused(tmp_path / "x.pt", zipped({"a/b": b""}))
 
 
 def opcodes(*parts: bytes) -> bytes:
