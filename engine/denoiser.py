@@ -1,19 +1,22 @@
 """Denoiser: a network with its preconditioning, the one model contract every sampler sees."""
 
 import inspect
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import preconditioning as pre
+from . import tensor_file
 from .networks import DhariwalUNet, SongUNet
 from .preconditioning import Preconditioning
 
 _NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 # class name in published configs -> (preconditioning, network it defaults to)
-_PRECONDITIONINGS: dict[str, tuple[type[Preconditioning], str]] = {
+PRECONDITIONINGS: dict[str, tuple[type[Preconditioning], str]] = {
     "VPPrecond": (pre.VP, "SongUNet"),
     "VEPrecond": (pre.VE, "SongUNet"),
     "iDDPMPrecond": (pre.IDDPM, "DhariwalUNet"),
@@ -76,13 +79,15 @@ class Denoiser(nn.Module):
 
         ``{"class_name": "EDMPrecond", "img_resolution": 32, "img_channels": 3, "label_dim": 10,
         "model_type": "SongUNet", ...}``: keywords of the preconditioning go there, the rest to the network.
+        ``learn_sigma``: the network has as many output channels again, for variances that are not read; as published,
+        networks of iDDPMPrecond have them and others have not.
         Raises ValueError naming an unknown class, a missing entry or an unknown keyword.
         """
         rest = dict(config)
         class_name = rest.pop("class_name", None)
-        if class_name not in _PRECONDITIONINGS:
-            raise ValueError(f"class_name is {class_name!r}; allowed: {', '.join(_PRECONDITIONINGS)}")
-        kind, default_network = _PRECONDITIONINGS[class_name]
+        if class_name not in PRECONDITIONINGS:
+            raise ValueError(f"class_name is {class_name!r}; allowed: {', '.join(PRECONDITIONINGS)}")
+        kind, default_network = PRECONDITIONINGS[class_name]
         model_type = rest.pop("model_type", default_network)
         if model_type not in _NETWORKS:
             raise ValueError(f"model_type is {model_type!r}; allowed: {', '.join(_NETWORKS)}")
@@ -91,17 +96,38 @@ class Denoiser(nn.Module):
                 raise ValueError(f"{name} is {rest.get(name)!r}; allowed: an integer from 1")
         rest.pop("use_fp16", None)  # the network's dtype is chosen when sampling, not stored in a config
         resolution, channels = rest.pop("img_resolution"), rest.pop("img_channels")
+        learn_sigma = rest.pop("learn_sigma", kind is pre.IDDPM)
         pre_names = set(inspect.signature(kind).parameters)
         pre_args = {name: rest.pop(name) for name in list(rest) if name in pre_names}
+        _check_numbers(kind, pre_args)
         given = {"img_resolution", "in_channels", "out_channels"}
         allowed = set(inspect.signature(_NETWORKS[model_type]).parameters) - given
         for name in rest:
             if name not in allowed:
                 raise ValueError(f"{name} is not a keyword of {class_name} or {model_type}; allowed: {sorted(allowed)}")
-        out_channels = channels * 2 if kind is pre.IDDPM else channels
+        out_channels = channels * 2 if learn_sigma else channels
         denoiser = cls(_NETWORKS[model_type](resolution, channels, out_channels, **rest), kind(**pre_args))
         denoiser.config = dict(config)
         return denoiser
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        notes: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write weights in ``dtype`` and config (plus free ``notes``) as one safetensors file, atomically.
+
+        Raises ValueError for a denoiser that was not built by `from_config` or loaded.
+        """
+        if self.config is None:
+            raise ValueError("denoiser has no config; only one built by Denoiser.from_config or load can be saved")
+        metadata = {**(notes or {}), "config": json.dumps(self.config)}
+        if self.class_names is not None:
+            metadata["classes"] = json.dumps(self.class_names)
+        tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in self.state_dict().items()}
+        tensor_file.write(Path(path), tensors, metadata)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -165,6 +191,13 @@ class Denoiser(nn.Module):
             net_in = torch.cat([net_in, padding], dim=1)
         F = self.call_network(net_in, c_noise, class_labels, **extra)
         return per_sample(c_skip, x) * x + per_sample(c_out, x) * F[:, : x.shape[1]].to(dtype)
+
+
+def _check_numbers(kind: type[Preconditioning], given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        number = isinstance(inspect.signature(kind).parameters[name].default, int | float)
+        if number and not isinstance(value, int | float):
+            raise ValueError(f"{name} is {value!r}; allowed: a number")
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

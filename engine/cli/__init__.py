@@ -4,7 +4,9 @@ import sys
 
 import click
 
+from .convert import convert
 from .evaluate import evaluate
+from .info import info
 from .invert import invert_command
 from .sample import sample
 from .samplers import plan, samplers_command
@@ -22,6 +24,8 @@ def cli() -> None:
 for command in (
     sample,
     invert_command,
+    info,
+    convert,
     samplers_command,
     plan,
     evaluate,

@@ -37,7 +37,7 @@ _TRAIN, _TEST = DATA_SETS
 
 
 @click.command()
-@click.option("--model", default="fashion-mnist", show_default=True, help="A shipped name or a safetensors file.")
+@click.option("--model", default="fashion-mnist", show_default=True, help="A shipped name or a checkpoint.")
 @click.option("--images", type=int, default=1000, show_default=True, help="Seeds 0 to images - 1, classes in turn.")
 @sampler_options
 @guidance_options

@@ -16,7 +16,7 @@ from .types import DTYPES, IntRange
 
 
 @click.command("invert")
-@click.option("--model", required=True, help="A shipped name (fashion-mnist) or a safetensors file.")
+@click.option("--model", required=True, help="A shipped name (fashion-mnist) or a checkpoint.")
 @click.option(
     "--image", type=click.Path(path_type=Path, exists=True), required=True, help="A PNG, or a folder of them."
 )

@@ -26,7 +26,7 @@ _PATH = click.Path(path_type=Path, exists=True)
 
 
 @click.command()
-@click.option("--model", required=True, help="A shipped name (fashion-mnist) or a safetensors file.")
+@click.option("--model", required=True, help="A shipped name (fashion-mnist) or a checkpoint.")
 @click.option("--seeds", type=IntRange(), default="0-63", show_default=True, help="One image a seed, e.g. 0-63 or 1,5.")
 @click.option("--class", "classes", type=IntRange(), help="Class or classes, dealt to the seeds in turn, e.g. 0-9.")
 @sampler_options

@@ -1,5 +1,8 @@
 """Parameter types of the command line."""
 
+import json
+from typing import Any
+
 import click
 
 
@@ -38,6 +41,21 @@ class FloatList(click.ParamType):
         if not numbers or self.length not in (None, len(numbers)):
             self.fail(f"{value!r}; allowed: {self.length or 'one or more'} numbers with commas between", param, ctx)
         return numbers
+
+
+class JsonObject(click.ParamType):
+    """``{"img_resolution": 64}``."""
+
+    name = "json"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        try:
+            parsed = value if isinstance(value, dict) else json.loads(str(value))
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, dict):
+            self.fail(f'{value!r}; allowed: a JSON object such as {{"img_resolution": 64}}', param, ctx)
+        return parsed
 
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -56,8 +56,11 @@ def test_errors(denoiser, tmp_path):
     with pytest.raises(ValueError, match="'mnist' is neither a file nor a shipped network; shipped: fashion-mnist"):
         engine.load("mnist")
     junk = tmp_path / "junk.safetensors"
-    junk.write_bytes(b"\x80\x04K\x01.")
+    junk.write_bytes(bytes(8) + b"{}")
     with pytest.raises(ValueError, match=r"junk.safetensors is not a safetensors file"):
+        engine.load(junk)
+    junk.write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"junk.safetensors is none of: safetensors of edm-engine, "):
         engine.load(junk)
     save_file({"a": torch.zeros(1)}, junk)
     with pytest.raises(ValueError, match="format None; allowed"):

@@ -14,6 +14,7 @@ LAYERS = [
         "files",
         "dealing",
         "record",
+        "tensor_file",
         "preconditioning",
         "discrete",
         "networks.ops",
@@ -29,7 +30,7 @@ LAYERS = [
     {"outputs.base", "outputs.kinds", "outputs.archive", "outputs.png_folder"},
     {"outputs"},
     {"adapters", "adapters.schedule", "adapters.unet", "adapters.folder", "adapters.k_diffusion"},
-    {"backends", "networks.ideal", "checkpoints", "prepare", "guidance"},
+    {"backends", "networks.ideal", "checkpoints", "prepare", "guidance", "measure"},
     {
         "loop",
         "adaptive",
@@ -45,7 +46,6 @@ LAYERS = [
     {"api", "drawing"},
     {"ray_data"},
     {"adapters.scheduler", "adapters.pipeline"},
-    {"api"},
     {
         "metrics.classifier",
         "metrics.features",

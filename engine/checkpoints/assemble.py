@@ -1,0 +1,88 @@
+"""A denoiser from a config and tensors, none of which is trusted: shapes are compared before memory is taken."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from ..networks.layers import Conv2d
+from .storage import StoredTensor
+
+_LONGEST_LIST = 64
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file is one ValueError that names it."""
+    try:
+        yield
+    except (ValueError, MemoryError, RecursionError) as error:
+        message = str(error) or type(error).__name__
+        line = "".join(letter if letter.isprintable() else "?" for letter in message[:400])  # names are the file's
+        raise ValueError(f"{path}: {line}") from None
+
+
+def build(
+    config: Mapping[str, Any], state: Mapping[str, Tensor | StoredTensor], *, taps: Sequence[int] | None = None
+) -> Denoiser:
+    """The denoiser of a config with these tensors, in float32 and eval mode.
+
+    taps: of the resampling filters, where the file does not hold them as tensors.
+    Raises ValueError for a config that cannot be built, and names the first tensor that is missing, unexpected or of
+    another shape.
+    """
+    _check_config(config, len(state))
+    try:
+        with torch.device("meta"):
+            denoiser = Denoiser.from_config(config)
+    except (TypeError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
+        raise ValueError(f"no network can be built from its config: {error}") from None
+    if taps is not None:
+        state = {**state, **_filters(denoiser, taps)}
+    expected = {key: tuple(value.shape) for key, value in denoiser.state_dict().items()}
+    given = {key: _shape(value) for key, value in state.items()}
+    if given != expected:
+        raise ValueError(f"tensors do not fit the config: {_difference(expected, given)}")
+    denoiser.load_state_dict({key: _float32(key, value) for key, value in state.items()}, assign=True)
+    return denoiser.eval()
+
+
+def _filters(denoiser: Denoiser, taps: Sequence[int]) -> dict[str, Tensor]:
+    filter = Conv2d(1, 1, 0, up=True, resample_filter=taps).resample_filter
+    assert filter is not None
+    return {key: filter.clone() for key in denoiser.state_dict() if key.endswith(".resample_filter")}
+
+
+def _check_config(config: Mapping[str, Any], tensors: int) -> None:
+    """A config is flat, and it does not ask for more layers than there are tensors."""
+    for name, value in config.items():
+        items = value if isinstance(value, list | tuple) else [value]
+        if len(items) > _LONGEST_LIST or not all(isinstance(item, str | int | float | None) for item in items):
+            raise ValueError(f"{name} in its config is not a number, a string or a short list of them")
+        if any(isinstance(item, int) and item < 0 for item in items):
+            raise ValueError(f"{name} in its config is negative")
+    blocks, levels = config.get("num_blocks", 1), config.get("channel_mult", [1])
+    layers = max(blocks, 1) * len(levels) if isinstance(blocks, int) and isinstance(levels, list | tuple) else None
+    if layers is None or layers > tensors:
+        raise ValueError(f"num_blocks and channel_mult in its config do not fit {tensors} tensors")
+
+
+def _shape(value: Tensor | StoredTensor) -> tuple[int, ...]:
+    return value.size if isinstance(value, StoredTensor) else tuple(value.shape)
+
+
+def _difference(expected: Mapping[str, object], given: Mapping[str, object]) -> str:
+    wrong = sorted(key for key in {*expected, *given} if expected.get(key) != given.get(key))
+    found, wanted = given.get(wrong[0], "missing"), expected.get(wrong[0], "unexpected")
+    return f"first of {len(wrong)}: {wrong[0]} is {found}, the config has it {wanted}"
+
+
+def _float32(key: str, value: Tensor | StoredTensor) -> Tensor:
+    tensor = value.tensor() if isinstance(value, StoredTensor) else value
+    if not tensor.is_floating_point():
+        raise ValueError(f"tensor {key} is {tensor.dtype}; allowed: floating-point numbers")
+    return tensor.to(torch.float32)
