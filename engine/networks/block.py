@@ -148,7 +148,8 @@ def gather_affines(network: nn.Module) -> Linear:
         if not block.adaptive_scale and block.conv0.bias is not None:
             biases[index] = biases[index] + block.conv0.bias.to(biases[index].dtype)
             block.conv0.bias = None
-    gathered = Linear(weights[0].shape[1], sum(len(weight) for weight in weights))
+    with torch.device("meta"):  # draws nothing from the process's random numbers
+        gathered = Linear(weights[0].shape[1], sum(len(weight) for weight in weights))
     gathered.weight, gathered.bias = (nn.Parameter(torch.cat(tensors).detach()) for tensors in (weights, biases))
     start = 0
     for block, weight in zip(blocks, weights, strict=True):
