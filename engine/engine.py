@@ -2,26 +2,25 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import replace
 from types import EllipsisType
 from typing import Literal, TypeVar, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import adaptive, loop
 from .backends import select
 from .batch_invariant import make_batch_invariant
 from .denoiser import Denoiser
 from .guidance import ClassifierGuidance, Guidance
 from .job import Asked, Job
+from .overflow import first_nonfinite
 from .plan import Plan, Sampler
 from .prepare import device_of, find_device, prepare
+from .run import Run
 from .samplers import AdaptiveSampler, edm
-from .state import State
 from .verify.self_check import Subject, checksum, self_check
 
 _NETWORK_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -139,7 +138,7 @@ class Engine:
 
     def _check(
         self, sampler: Sampler | AdaptiveSampler | None, guidance: Guidance | EllipsisType | None, asked: Asked
-    ) -> "tuple[_Run, Job]":
+    ) -> tuple[Run, Job]:
         """What one call asks for, and how it is carried out."""
         sampler = self.sampler if sampler is None else sampler
         given = self.guidance if guidance is ... else guidance
@@ -149,7 +148,8 @@ class Engine:
         plan = Plan(sampler.ends if isinstance(sampler, AdaptiveSampler) else sampler, self.denoiser.preconditioning)
         job = Job.check(self.denoiser, plan, self.device, given.label_dim if given else 0, **asked)
         plans, weights = prepared.plans(plan, len(job.positions)) if prepared else ({}, [])
-        return _Run(plan, plans, weights, prepared, given, adaptive), job
+        own = (self.denoiser, self.device, self.backend, self.state_dtype)
+        return Run(*own, plan, plans, weights, prepared, given, adaptive), job
 
     def self_check(self) -> None:
         """Check that this engine computes what it should, in a second or so: for the start of a production process.
@@ -184,7 +184,7 @@ class Engine:
         return math.ceil(len(job.positions) / self.batch_size)
 
     def _stream(
-        self, run: "_Run", job: Job, progress: bool, batches: Iterable[int]
+        self, run: Run, job: Job, progress: bool, batches: Iterable[int]
     ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         total = len(batches) * run.plan.nfe if isinstance(batches, Sized) and not run.adaptive else None
         with tqdm(total=total, unit="eval", desc="sampling", disable=not progress) as bar:
@@ -194,119 +194,48 @@ class Engine:
                     images = self._run(run, batch, lambda: bar.update() and None).to(self.output_dtype)
                 yield batch.positions, images
 
-    def _run(self, run: "_Run", job: Job, tick: Callable[[], None]) -> Tensor:
-        """All samples of a job in one batch; the solver's final state."""
-        table, base_row, guided = run.table(job.positions)
-        state = State.allocate(
-            torch.tensor(table, device=self.device),
-            run.plan.slots,
-            job.noise_on(self.device),
-            torch.tensor(base_row, device=self.device),
-            state_dtype=self.state_dtype,
-            net_dtype=self.denoiser.dtype,
-            net_channels=self.denoiser.net_channels,
-            copies=run.guidance.copies if run.guidance else 1,
-            rescales=bool(run.guidance and run.guidance.rescale),
-            known=job.known_on(self.device),
-        )
-        labels = None if job.labels is None else job.labels.to(self.device)
-        if run.adaptive:
-            self._solve(run, run.adaptive, job, state, labels, tick)
-        else:
-            loop.run(self._network(run, guided, state, labels), state, run.plan.nfe, self.backend, tick)
+    def _run(self, run: Run, job: Job, tick: Callable[[], None]) -> Tensor:
+        """All samples of a job in one batch; those that did not stay finite again, if that was asked for."""
+        state = run.batch(job, tick)
         broken = [sample for sample, row in enumerate(state.bad_row.tolist()) if row >= 0]
         if broken:
             state.x[broken] = self._rerun(run, job, broken, state.bad_row)
         return state.x
 
-    def _network(self, run: "_Run", guided: Sequence[bool], state: State, labels: Tensor | None) -> loop.Network:
-        """The evaluation that each row needs: with guidance, or, where no sample's row has it, without."""
-        guidance, count = run.guidance, len(state.x)
-        both = guidance.labels(labels) if guidance else labels
-
-        def network(net_in: Tensor, c_noise: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-            if guidance and guided[k + 1]:
-                return guidance.evaluate(self.denoiser, net_in, c_noise, both, run.plan.sigmas[k])
-            return self.denoiser.call_network(net_in[:count], c_noise[:count], labels), None
-
-        return network
-
-    def _solve(
-        self,
-        run: "_Run",
-        sampler: AdaptiveSampler,
-        job: Job,
-        state: State,
-        labels: Tensor | None,
-        tick: Callable[[], None],
-    ) -> None:
-        """The adaptive solver between the ends of the plan, then its step to 0."""
-
-        def denoise(x: Tensor, sigma: Tensor, samples: Tensor) -> Tensor:
-            D = self.denoiser(x, sigma, None if labels is None else labels[samples])
-            known = torch.full_like(D, torch.nan) if state.known is None else state.known[samples].to(D.dtype)
-            return torch.where(known.isnan(), D, known)
-
-        self.backend.advance(None, state, 0)
-        high, low = run.plan.sigmas
-        try:
-            x, _ = adaptive.solve(denoise, state.x, high, low, sampler, tick)
-        except adaptive.TooManyEvaluations as error:
-            raise ArithmeticError(f"{job.name(error.sample)}: {error}") from None
-        everyone = torch.arange(len(x), device=self.device)
-        state.x.copy_(denoise(x, torch.full([len(x)], low, device=self.device), everyone))
-        tick()
-        state.bad_row[~torch.isfinite(state.x).flatten(1).all(1)] = 1
-
-    def _rerun(self, run: "_Run", job: Job, broken: list[int], bad_row: Tensor) -> Tensor:
+    def _rerun(self, run: Run, job: Job, broken: list[int], bad_row: Tensor) -> Tensor:
         """The samples that did not stay finite, each alone in float32, if that was asked for."""
         first = broken[0]
         where = f"at row {int(bad_row[first]) % len(run.plan.rows)} of the plan"
         what = (
             f"{job.name(first)}{f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''} became non-finite "
             f"{'in rk45' if run.adaptive else where}; network dtype {self.denoiser.dtype}, "
-            f"state dtype {self.state_dtype}"
+            f"state dtype {self.state_dtype}; {self._culprit(run, job)}"
         )
         if self.on_nonfinite == "raise" or self.denoiser.dtype not in (torch.float16, torch.bfloat16):
             raise NonFiniteError(what)
         warnings.warn(f"{what}; run again in float32", RuntimeWarning, stacklevel=4)
-        careful = Engine(
+        twin, again = self._twin(run, torch.float32)
+        return torch.cat([twin._run(again, job.take([sample]), lambda: None) for sample in broken])
+
+    def _culprit(self, run: Run, job: Job) -> str:
+        """Where a batch that did not stay finite first did not, found by drawing it once more."""
+        _, again = self._twin(run, self.denoiser.dtype)
+        with first_nonfinite(again.denoiser.model) as found:
+            again.batch(job, lambda: None)
+        return f"first in {found[0]}" if found else "not in a layer of the network"
+
+    def _twin(self, run: Run, dtype: torch.dtype) -> tuple["Engine", Run]:
+        """An engine that draws sample by sample with a network of its own in ``dtype``, and a run on it."""
+        twin = Engine(
             self._source,
-            dtype=torch.float32,
+            dtype=dtype,
             state_dtype=self.state_dtype,
             backend=self.backend.name,
             device=self.device,
             batch_invariant=self.batch_invariant,
             batch_size=1,
         )
-        run = replace(run, guidance=careful._take(run.given))
-        return torch.cat([careful._run(run, job.take([sample]), lambda: None) for sample in broken])
-
-
-@dataclass(frozen=True)
-class _Run:
-    """How a job is carried out: its plan, and with guidance the plans of all weights and the weight of each sample.
-
-    given: the guidance before it was prepared for this engine's dtype.
-    """
-
-    plan: Plan
-    plans: dict[float, Plan]
-    weights: list[float]
-    guidance: Guidance | None
-    given: Guidance | None
-    adaptive: AdaptiveSampler | None
-
-    def table(self, positions: Sequence[int]) -> tuple[np.ndarray, list[int], list[bool]]:
-        """For some samples: the tables of their weights one below the other, where each sample's begins, and which
-        rows need the second evaluation for any of them."""
-        if not self.plans:
-            return self.plan.table, [0] * len(positions), [False] * len(self.plan.rows)
-        weights = [self.weights[position] for position in positions]
-        first = {weight: index * len(self.plan.rows) for index, weight in enumerate(dict.fromkeys(weights))}
-        plans = [self.plans[weight] for weight in first]
-        guided = [any(row.guide_G != 0 for row in rows) for rows in zip(*(plan.rows for plan in plans), strict=True)]
-        return np.concatenate([plan.table for plan in plans]), [first[weight] for weight in weights], guided
+        return twin, replace(run, denoiser=twin.denoiser, guidance=twin._take(run.given))
 
 
 def _require_sampler(sampler: object, guidance: Guidance | None) -> None:

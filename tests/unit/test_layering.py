@@ -37,6 +37,8 @@ LAYERS = [
         "job",
         "torch_noise",
         "batch_invariant",
+        "overflow",
+        "run",
         "verify.cases",
         "verify.compare",
         "verify.normals",
