@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from .check_precision import check_precision
 from .convert import convert
 from .evaluate import evaluate
 from .info import info
@@ -28,6 +29,7 @@ for command in (
     convert,
     samplers_command,
     plan,
+    check_precision,
     evaluate,
     statistics_command,
     train,

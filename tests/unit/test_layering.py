@@ -65,7 +65,7 @@ LAYERS = [
     },
     {"metrics.quality", "metrics.reference"},
     {"metrics", "training"},
-    {"verify"},
+    {"verify", "verify.precision"},
     {"cli", "__main__", ""},
 ]
 
