@@ -86,7 +86,10 @@ def machine(device: torch.device) -> str:
         kind = f"{torch.cuda.get_device_name(device)} sm_{major}{minor}, cudnn {torch.backends.cudnn.version()}"
         return f"{kind}, torch {torch.__version__}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    name = facts.get("model name", "unknown processor")
+    # Virtual machines hide which generation a name such as "AMD EPYC" is.
+    name += f" (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
     half = " bf16" if native_ops.onednn_knows(torch.bfloat16) else ""
     ours = "with" if native_ops.available() else "without"
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}{half}, torch {torch.__version__}, {ours} extension"
