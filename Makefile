@@ -51,6 +51,7 @@ test-gpu: gpu-build
 
 bench-gpu: gpu-build
 	$(PYTHON) -m bench.bench_advance --device cuda
+	$(PYTHON) -m bench.bench_unet --device cuda --compile --dtype bfloat16 --batch 1 8 64 256 512 --network cifar10
 
 clean:
 	rm -rf $(VENV) build out .mypy_cache .ruff_cache .pytest_cache

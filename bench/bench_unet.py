@@ -1,6 +1,6 @@
 """The network: milliseconds an image and evaluation, as usually written, compiled, and as an engine prepares it.
 
-    python -m bench.bench_unet [--network fashion-mnist cifar10 imagenet64] [--batch 1 8]
+    python -m bench.bench_unet [--network fashion-mnist cifar10 imagenet64] [--batch 1 8] [--device cuda]
 
 "usual" is the plain module in float32 and contiguous memory; "plain" the same cast to bfloat16 and channels_last;
 "compile" torch.compile of that with freezing; "engine" what `engine.Engine` runs. Weights are random but for the
@@ -8,6 +8,8 @@ shipped network: they do not matter to time. Operations are those that torch's p
 """
 
 import copy
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,9 @@ import torch._inductor.config
 from torch import Tensor
 
 import engine
-from bench.harness import measure, parser, write
+from bench.harness import launches, measure, parser, write
+from engine.measure import measure as measure_cost
+from engine.measure import peak_bytes
 from engine.networks.precision import cast_network
 
 _SHARED: dict[str, Any] = {"class_name": "EDMPrecond", "img_channels": 3}
@@ -34,27 +38,35 @@ def load(name: str) -> engine.Denoiser:
     return engine.load(name) if name == "fashion-mnist" else engine.Denoiser.from_config(CONFIGS[name]).eval()
 
 
-def variants(denoiser: engine.Denoiser, batch: int, dtype: torch.dtype, compiled: bool) -> dict[str, Call]:
+def variants(
+    denoiser: engine.Denoiser, batch: int, dtype: torch.dtype, device: torch.device, compiled: bool
+) -> dict[str, Call]:
     """One evaluation of a batch by each; all in ``dtype`` but the usual code."""
-    c_noise = torch.linspace(-1, 1, batch)
-    labels = torch.nn.functional.one_hot(torch.arange(batch) % denoiser.label_dim, denoiser.label_dim).float()
-    plain = cast_network(copy.deepcopy(denoiser.model), dtype)
-    prepared = engine.Engine(denoiser, dtype=dtype).denoiser
-    x = torch.randn(batch, *denoiser.img_shape)
+    c_noise = torch.linspace(-1, 1, batch, device=device)
+    labels = (
+        torch.nn.functional.one_hot(torch.arange(batch) % denoiser.label_dim, denoiser.label_dim).float().to(device)
+    )
+    usual = copy.deepcopy(denoiser.model).to(device)
+    plain = cast_network(copy.deepcopy(usual), dtype)
+    prepared = engine.Engine(denoiser, dtype=dtype, device=device).denoiser
+    x = torch.randn(batch, *denoiser.img_shape, device=device)
     x_half = x.to(dtype).contiguous(memory_format=torch.channels_last)
 
     def call(network: torch.nn.Module, x: Tensor) -> Call:
         return lambda: network(x, c_noise, labels)
 
-    calls = {"usual": call(denoiser.model, x), "plain": call(plain, x_half), "engine": call(prepared.model, x_half)}
+    calls = {"usual": call(usual, x), "plain": call(plain, x_half), "engine": call(prepared.model, x_half)}
     if compiled:
-        torch._inductor.config.freezing = True
-        calls["compile"] = call(torch.compile(plain), x_half)
+        torch._inductor.config.freezing = device.type == "cpu"
+        mode = "default" if device.type == "cpu" else "max-autotune-no-cudagraphs"
+        calls["compile"] = call(torch.compile(plain, mode=mode), x_half)
     return calls
 
 
-def operations(call: Call) -> int:
-    """Operations of one evaluation that do something: no views, no allocations."""
+def operations(call: Call, device: torch.device) -> int:
+    """Operations of one evaluation that do something: no views, no allocations; on CUDA, launches."""
+    if device.type == "cuda":
+        return launches(call, device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         call()
     top = [event for event in profile.events() if event.cpu_parent is None]
@@ -65,13 +77,35 @@ def operations(call: Call) -> int:
     return sum(name not in idle for name in names) - unmoved
 
 
+def outside(denoiser: engine.Denoiser, batch: int, dtype: torch.dtype, repeats: int) -> float:
+    """The share of `Engine.sample`'s time at NFE 35 that is not the network's, on a CPU; a median."""
+    made = engine.Engine(denoiser, dtype=dtype, batch_size=batch)
+    evaluate, inside = made.denoiser.call_network, [0.0]
+
+    def timed(*arguments: Tensor) -> Tensor:
+        started = time.perf_counter()
+        F = evaluate(*arguments)
+        inside[0] += time.perf_counter() - started
+        return F
+
+    made.denoiser.call_network = timed  # type: ignore[method-assign]
+    shares = []
+    for _ in range(repeats + 1):
+        started, inside[0] = time.perf_counter(), 0.0
+        made.sample(seeds=range(batch), class_labels=1)
+        shares.append(1 - inside[0] / (time.perf_counter() - started))
+    return statistics.median(shares[1:])
+
+
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--network", nargs="+", default=["fashion-mnist", "cifar10"])
     arguments.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     arguments.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     arguments.add_argument("--compile", action="store_true", help="Also torch.compile with freezing: minutes.")
+    arguments.add_argument("--seconds", type=float, default=4.0, help="For each variant.")
     options = arguments.parse_args()
+    device = torch.device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     rows = []
@@ -79,26 +113,43 @@ def main() -> None:
         denoiser = load(name)
         for dtype in options.dtype:
             for batch in options.batch:
-                with torch.no_grad():
-                    calls = variants(denoiser, batch, getattr(torch, dtype), options.compile)
-                    times = measure(calls, torch.device("cpu"), seconds=4.0)
-                    counted = {variant: operations(call) for variant, call in calls.items()}
-                rows += [
-                    {
-                        "network": name,
-                        "dtype": "float32" if variant == "usual" else dtype,
-                        "batch": batch,
-                        "variant": variant,
-                        "ms an image": timing.p50 * 1e3 / batch,
-                        "p20": timing.p20 * 1e3 / batch,
-                        "p80": timing.p80 * 1e3 / batch,
-                        "times usual": times["usual"].p50 / timing.p50,
-                        "operations": counted[variant],
-                    }
-                    for variant, timing in times.items()
-                ]
-    notes = "Milliseconds an image and evaluation, medians of 15 interleaved rounds; the loop around it not counted."
-    write("unet", torch.device("cpu"), rows, notes)
+                rows += measured(name, denoiser, dtype, batch, device, options)
+    notes = (
+        "Milliseconds an image and evaluation, medians of 15 interleaved rounds. TFLOP/s: of the whole evaluation. MB: "
+        "the most activations alive at once, an image. outside: the share of Engine.sample's time at NFE 35 that is "
+        "not the network's."
+    )
+    write("unet", device, rows, notes)
+
+
+def measured(
+    name: str, denoiser: engine.Denoiser, dtype: str, batch: int, device: torch.device, options: Any
+) -> list[dict[str, Any]]:
+    kind = getattr(torch, dtype)
+    flops = measure_cost(denoiser).flops
+    with torch.no_grad():
+        calls = variants(denoiser, batch, kind, device, options.compile)
+        times = measure(calls, device, seconds=options.seconds)
+        counted = {variant: operations(call, device) for variant, call in calls.items()}
+        held = {variant: peak_bytes(call, []) / 1e6 / batch for variant, call in calls.items() if variant != "compile"}
+    loop = outside(denoiser, batch, kind, 3) if device.type == "cpu" and name == "fashion-mnist" else None
+    return [
+        {
+            "network": name,
+            "dtype": "float32" if variant == "usual" else dtype,
+            "batch": batch,
+            "variant": variant,
+            "ms an image": timing.p50 * 1e3 / batch,
+            "p20": timing.p20 * 1e3 / batch,
+            "p80": timing.p80 * 1e3 / batch,
+            "times usual": times["usual"].p50 / timing.p50,
+            "TFLOP/s": flops * batch / timing.p50 / 1e12,
+            "operations": counted[variant],
+            "MB": held.get(variant, ""),
+            "outside": f"{loop:.2%}" if loop is not None and variant == "engine" else "",
+        }
+        for variant, timing in times.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -44,14 +44,21 @@ def measure(denoiser: Denoiser, dtype: torch.dtype = torch.float32) -> Cost:
     tensors = [*network.parameters(), *network.buffers()]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(*inputs)
-    with torch.no_grad(), _NoAttentionMatrix(), _Alive([*tensors, *inputs]) as alive:
-        network(*inputs)
+    with torch.no_grad(), _NoAttentionMatrix():
+        peak = peak_bytes(lambda: network(*inputs), [*tensors, *inputs])
     return Cost(
         parameters=sum(p.numel() for p in network.parameters()),
         flops=counter.get_total_flops(),
         weight_bytes=sum(t.nbytes for t in tensors),
-        activation_bytes=alive.peak + x.nbytes,
+        activation_bytes=peak + x.nbytes,
     )
+
+
+def peak_bytes(call: Callable[[], object], given: Iterable[Tensor]) -> int:
+    """The most bytes of tensors that a call holds at once, without those of ``given``; on any device."""
+    with _Alive(given) as alive:
+        call()
+    return alive.peak
 
 
 def _without_data(network: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """Small denoisers the tests share."""
 
+import gc
 from pathlib import Path
 
 import torch
@@ -52,3 +53,9 @@ def small_unet(label_dim: int = 0, seed: int = 0) -> Denoiser:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def tensors_alive() -> int:
+    """Tensors that anything refers to. By type: to ask some objects for their class warns of what is deprecated."""
+    gc.collect()
+    return sum(issubclass(type(each), Tensor) for each in gc.get_objects())

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 import engine
+from engine.measure import peak_bytes
 from engine.networks import DhariwalUNet, SongUNet
 from engine.networks.block import UNetBlock
 from engine.networks.layers import Conv2d
 from engine.networks.precision import cast_network
 from engine.preconditioning import EDM
+from tests.helpers import tensors_alive
 
 TINY = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8], "label_dim": 3}
 NCSNPP = {"embedding_type": "fourier", "encoder_type": "residual", "resample_filter": [1, 3, 3, 1]}
@@ -116,3 +118,28 @@ def test_sums_and_norms_are_inside_other_operations():
     plain, prepared = count(denoiser.model), count(engine.Engine(denoiser).denoiser.model)
     assert plain > 100
     assert prepared < plain / 10
+
+
+@torch.no_grad()
+def test_memory_does_not_grow():
+    """Over 100 evaluations: as many tensors alive, and each holds as much at its most as the first."""
+    prepared = engine.Engine(denoiser_of("adm"), dtype=torch.bfloat16).denoiser.model
+    arguments = inputs(torch.bfloat16)
+    prepared(*arguments)  # packs the weights
+    alive = [peak_bytes(lambda: prepared(*arguments), arguments) for _ in range(2)]
+    tensors = tensors_alive()
+    for _ in range(100):
+        prepared(*arguments)
+    assert tensors_alive() == tensors
+    assert {*alive, peak_bytes(lambda: prepared(*arguments), arguments)} == {alive[0]}
+
+
+@torch.no_grad()
+def test_it_holds_less_than_the_plain_module():
+    denoiser, arguments = denoiser_of("ddpmpp"), inputs(torch.float32)
+    prepared = engine.Engine(denoiser).denoiser.model
+    prepared(*arguments)
+    plain, ours = (
+        peak_bytes(lambda network=network: network(*arguments), arguments) for network in (denoiser.model, prepared)
+    )
+    assert ours < plain

@@ -16,7 +16,7 @@ import torch
 import engine
 from engine.guidance import ClassifierFree
 from engine.preconditioning import EDM
-from tests.helpers import small_unet, wavy
+from tests.helpers import small_unet, tensors_alive, wavy
 
 SHAPE = (3, 32, 32)
 CALLS = 1000
@@ -73,11 +73,6 @@ def globals_of_the_process():
             if isinstance(value, dict | list | set) and not key.startswith("__")
         },
     }
-
-
-def tensors_alive():
-    gc.collect()
-    return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
 
 def resident_bytes():
