@@ -157,7 +157,7 @@ def _numerics(engine: Engine) -> dict[str, Any]:
     """What an image's bits depend on beside what was asked for."""
     on_cpu = engine.device.type == "cpu"
     return {
-        # Torch's convolutions on a CPU choose their summation order by both.
+        # Torch's operations on a CPU may choose their summation order by both.
         "threads": torch.get_num_threads() if on_cpu else None,
         "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,
         "network": engine.denoiser,
