@@ -27,6 +27,7 @@ def sample(
     offset_noise: float = 0.0,
     batch_size: int | None = None,
     batch_invariant: bool = False,
+    compile: bool = False,
     dtype: torch.dtype | None = None,
     state_dtype: torch.dtype = torch.float64,
     output_dtype: torch.dtype = torch.float32,
@@ -61,6 +62,7 @@ def sample(
         device=device,
         batch_size=batch_size,
         batch_invariant=batch_invariant,
+        compile=compile,
         on_nonfinite=on_nonfinite,
     )
     return engine.sample(

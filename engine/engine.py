@@ -18,7 +18,7 @@ from .guidance import ClassifierGuidance, Guidance
 from .job import Asked, Job
 from .overflow import first_nonfinite
 from .plan import Plan, Sampler
-from .prepare import device_of, find_device, prepare
+from .prepare import compile_network, device_of, find_device, prepare
 from .run import Run
 from .samplers import AdaptiveSampler, edm
 from .verify.self_check import Subject, checksum, self_check
@@ -51,6 +51,8 @@ class Engine:
     batch_invariant: promise each image the bits it would have in a batch of its own, whatever else is drawn with it.
     Our networks' operations on a CPU give these bits at no cost. Where a trial on this machine finds that a batch size
     gives others (CUDA's convolutions do, other modules may), smaller batches are evaluated, and a warning says so.
+    compile: also run the network through torch.compile, for modules that are not of this package: its own have their
+    operations fused already, and refuse.
     on_nonfinite: what to do when a sample becomes infinite or NaN: "raise" `NonFiniteError`, or "rerun" that sample
     alone with a float32 network (and raise if it happens again, or if the network is no half precision one).
 
@@ -70,6 +72,7 @@ class Engine:
         device: torch.device | str | None = None,
         batch_size: int | None = None,
         batch_invariant: bool = False,
+        compile: bool = False,
         on_nonfinite: Literal["raise", "rerun"] = "raise",
     ) -> None:
         if not isinstance(denoiser, Denoiser):
@@ -87,7 +90,7 @@ class Engine:
         self.backend = select(backend, self.device, state_dtype, dtype or denoiser.dtype)
         self.state_dtype, self.output_dtype = state_dtype, output_dtype
         self.batch_size = batch_size or _DEFAULT_BATCH
-        self.batch_invariant = batch_invariant
+        self.batch_invariant, self.compile = batch_invariant, compile
         self.denoiser = self._prepare(denoiser, dtype or denoiser.dtype)
         self.guidance, self._prepared_guidance = guidance, self._take(guidance)
         self.on_nonfinite = on_nonfinite
@@ -175,6 +178,8 @@ class Engine:
 
     def _prepare(self, denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
         prepared = prepare(denoiser, dtype, self.device)
+        if self.compile:
+            compile_network(prepared)
         if self.batch_invariant:
             make_batch_invariant(prepared, self.batch_size)
         return prepared
@@ -233,6 +238,7 @@ class Engine:
             backend=self.backend.name,
             device=self.device,
             batch_invariant=self.batch_invariant,
+            compile=self.compile,
             batch_size=1,
         )
         return twin, replace(run, denoiser=twin.denoiser, guidance=twin._take(run.given))

@@ -1,6 +1,7 @@
 """A denoiser made ready for an engine: its device checked, its network moved and cast, the caller's own left alone."""
 
 import copy
+import warnings
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from .networks.precision import cast_network, is_cast
 def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Denoiser:
     """A copy of the denoiser in eval mode, its layers with the fastest operations; tensors are copied only if they must
     change."""
+    if device.type == "cuda" and dtype == torch.float32 and not _ours(denoiser.model):
+        _warn_of_tf32(denoiser.model)
     if is_cast(denoiser.model, dtype) and device == device_of(denoiser):
         shared = {id(t): t for t in (*denoiser.parameters(), *denoiser.buffers())}
         prepared = copy.deepcopy(denoiser, shared).eval()
@@ -25,6 +28,29 @@ def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Den
         _specialise(prepared.model, device)  # before the cast: weights are scaled in float32
         cast_network(prepared.model, dtype)
     return prepared
+
+
+def compile_network(prepared: Denoiser) -> None:
+    """Replace a prepared denoiser's network by its torch.compile. Raises ValueError for networks of this package."""
+    if _ours(prepared.model):
+        name = type(prepared.model).__name__
+        raise ValueError(f"compile is True; allowed: False for {name}, whose operations are fused already")
+    prepared.model = torch.compile(prepared.model)  # type: ignore[assignment]
+
+
+def _ours(network: nn.Module) -> bool:
+    return any(isinstance(module, Conv2d | GroupNorm) for module in network.modules())
+
+
+def _warn_of_tf32(network: nn.Module) -> None:
+    """Our own convolutions ask cuDNN for float32 by name; another module's do what torch's global option says."""
+    convolutions = any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in network.modules())
+    if convolutions and torch.backends.cudnn.allow_tf32:
+        warnings.warn(
+            "dtype is torch.float32, but convolutions of this network will run in TF32, as "
+            "torch.backends.cudnn.allow_tf32 is True; set it to False for float32",
+            stacklevel=4,
+        )
 
 
 def _specialise(network: nn.Module, device: torch.device) -> None:

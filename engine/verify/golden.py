@@ -80,7 +80,7 @@ def weights_digest(denoiser: Denoiser) -> str:
 
 def machine(device: torch.device) -> str:
     """What decides the bits of a network there; on a CPU tried by switching each: the processor, the instruction set
-    torch and oneDNN use, torch's version, our extension. Of threads there is always one: torch's own may differ by them."""
+    torch and oneDNN use, torch's version, our extension. Of threads there is always one: bits may depend on them."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         kind = f"{torch.cuda.get_device_name(device)} sm_{major}{minor}, cudnn {torch.backends.cudnn.version()}"

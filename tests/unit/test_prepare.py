@@ -1,0 +1,43 @@
+"""What an engine does to networks that are not of this package."""
+
+import pytest
+import torch
+from torch import nn
+
+import engine
+from engine.preconditioning import EDM
+from engine.prepare import _warn_of_tf32
+from tests.helpers import small_unet, wavy
+
+
+def test_compile_is_asked_for_by_name(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or network)
+    denoiser = wavy(EDM())
+    options = {"seeds": [1, 2], "sampler": engine.samplers.edm(steps=2)}
+    plain = engine.sample(denoiser, **options)
+    assert compiled == []
+    assert torch.equal(engine.sample(denoiser, compile=True, **options), plain)
+    assert len(compiled) == 1
+    assert compiled[0] is not denoiser.model
+    with pytest.raises(ValueError, match="compile is True; allowed: False for SongUNet, whose operations are fused"):
+        engine.Engine(small_unet(), compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_compiled_network_draws_nearly_the_same():
+    denoiser = wavy(EDM())
+    options = {"seeds": range(5), "sampler": engine.samplers.edm(steps=3)}
+    compiled = engine.sample(denoiser, compile=True, batch_size=2, **options)
+    torch.testing.assert_close(compiled, engine.sample(denoiser, **options), rtol=1e-4, atol=1e-4)
+
+
+def test_tf32_in_another_module_is_said(monkeypatch):
+    network = nn.Sequential(nn.Conv2d(3, 3, 3))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with pytest.warns(UserWarning, match=r"convolutions of this network will run in TF32.*set it to False for float32"):
+        _warn_of_tf32(network)
+    _warn_of_tf32(wavy(EDM()).model)  # no convolution
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    _warn_of_tf32(network)
