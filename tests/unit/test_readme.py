@@ -1,17 +1,25 @@
-"""The README's Python runs as written."""
+"""The README's Python and shell blocks run as written."""
 
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import CliRunner
 
+import engine
+from engine.cli import cli
 from engine.samplers import registry
+from tests.edm_layout import dump, snapshot
 from tests.helpers import tree
+from tests.unit.test_edm_pickles import denoiser
+from tests.unit.test_original_checkpoints import adm
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,10 +46,30 @@ def test_files_it_shows_exist():
         assert (ROOT / target).exists(), target
 
 
+def shell_blocks():
+    return re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_block_about_checkpoints_runs(tmp_path, monkeypatch):
+    """On small networks in files of these names and layouts."""
+    monkeypatch.chdir(tmp_path)
+    Path("edm-cifar10-32x32-cond-vp.pkl").write_bytes(dump(snapshot(denoiser("VPPrecond"))))
+    torch.save(adm().state_dict(), "64x64_diffusion.pt")
+    (block,) = [block for block in shell_blocks() if ".pkl" in block]
+    commands = [shlex.split(line, comments=True) for line in block.replace("\\\n", "").splitlines()]
+    assert len(commands) == 3
+    for program, *arguments in commands:
+        assert program == "edm-engine"
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == 0, done.output
+    assert isinstance(engine.load("cifar10.safetensors").preconditioning, engine.preconditioning.VP)
+    assert isinstance(engine.load("adm.safetensors").preconditioning, engine.preconditioning.IDDPM)
+
+
 @pytest.mark.slow
-def test_shell_blocks_run(tmp_path):
+def test_the_blocks_about_large_jobs_run(tmp_path):
     """As a reader would type them; what different commands drew is compared to the bit."""
-    commands = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    commands = [block for block in shell_blocks() if "--seeds" in block]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with_ray = importlib.util.find_spec("ray") is not None
     for command in commands:
