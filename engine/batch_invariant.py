@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .denoiser import Denoiser, network_dtype
-from .prepare import device_of
+from .probe import network_inputs, sigmas_of
 
 
 class BatchInvariant(nn.Module):
@@ -43,7 +43,7 @@ def make_batch_invariant(denoiser: Denoiser, batch_size: int) -> None:
     so, for one by one is slow.
     """
     sizes = sorted({batch_size, *(2**k for k in range(batch_size.bit_length()))} - {1})
-    inputs = _random_inputs(denoiser, batch_size)
+    inputs = [t for t in network_inputs(denoiser, sigmas_of(denoiser, batch_size)) if t is not None]
     with torch.no_grad():
         alone = {i: denoiser.model(*(t[i : i + 1] for t in inputs)) for i in {p for n in sizes for p in _places(n)}}
         good = tuple(n for n in sizes if _agrees(denoiser.model(*(t[:n] for t in inputs)), alone, n))
@@ -63,15 +63,3 @@ def _places(size: int) -> set[int]:
 
 def _agrees(together: Tensor, alone: dict[int, Tensor], size: int) -> bool:
     return all(torch.equal(together[i : i + 1], alone[i]) for i in _places(size))
-
-
-def _random_inputs(denoiser: Denoiser, batch: int) -> list[Tensor]:
-    """What the network is called with: x, c_noise, and labels if it takes them; from a generator of their own."""
-    generator, device = torch.Generator().manual_seed(0), device_of(denoiser)
-    x = torch.randn(batch, denoiser.net_channels, *denoiser.img_shape[1:], generator=generator)
-    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    sigma = torch.linspace(max(denoiser.sigma_min, 0.002), min(denoiser.sigma_max, 80.0), batch)
-    inputs = [x.to(denoiser.dtype).contiguous(memory_format=layout), denoiser.preconditioning.coefficients(sigma)[3]]
-    if denoiser.label_dim:
-        inputs.append(torch.eye(denoiser.label_dim)[torch.arange(batch) % denoiser.label_dim])
-    return [t.to(device) for t in inputs]

@@ -1,9 +1,11 @@
 """Who draws which batch: one process all of them, or each of many the next that nobody has taken."""
 
+import itertools
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar
 
 from torch import distributed
 
@@ -68,8 +70,10 @@ class Ranks(Team):
     resumed loses no more than the batches they were at.
     """
 
+    _jobs: ClassVar[Iterator[int]] = itertools.count(1)  # of this process, so that no two share their counters
+
     def __init__(self, store: distributed.Store, rank: int) -> None:
-        self.rank, self._root, self._jobs = rank, store, 0
+        self.rank, self._root = rank, store
 
     @classmethod
     def of_torchrun(cls) -> "Ranks":
@@ -81,8 +85,7 @@ class Ranks(Team):
 
     def start(self, count: int) -> None:
         super().start(count)
-        self._jobs += 1
-        self._store = distributed.PrefixStore(f"edm-engine/{self._jobs}", self._root)
+        self._store = distributed.PrefixStore(f"edm-engine/{next(self._jobs)}", self._root)
 
     def once(self, action: Callable[[], None]) -> None:
         if self._store.add("first", 1) == 1:

@@ -14,6 +14,7 @@ from .dealing import Alone, Team
 from .engine import Engine
 from .images import to_uint8
 from .job import Asked
+from .networks.layers import GroupNorm
 from .outputs import Images, Output, open_output
 from .outputs.base import Label
 
@@ -161,6 +162,10 @@ def _numerics(engine: Engine) -> dict[str, Any]:
         "threads": torch.get_num_threads() if on_cpu else None,
         "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,
         "network": engine.denoiser,
+        "preconditioning": engine.denoiser.preconditioning,
+        "operations": sorted({m.ops.name for m in engine.denoiser.modules() if isinstance(m, GroupNorm)}),
+        "compile": engine.compile,
+        "output_dtype": str(engine.output_dtype),
         "batch_invariant": engine.batch_invariant,
         "network_dtype": str(engine.denoiser.dtype),
         "state_dtype": str(engine.state_dtype),

@@ -8,7 +8,7 @@ from types import EllipsisType
 from typing import Literal, TypeVar, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .backends import select
@@ -18,7 +18,7 @@ from .guidance import ClassifierGuidance, Guidance
 from .job import Asked, Job
 from .overflow import first_nonfinite
 from .plan import Plan, Sampler
-from .prepare import compile_network, device_of, find_device, prepare
+from .prepare import compile_network, device_of, find_device, is_ours, prepare
 from .run import Run
 from .samplers import AdaptiveSampler, edm
 from .verify.self_check import Subject, checksum, self_check
@@ -174,11 +174,11 @@ class Engine:
         guidance.check(self.denoiser)
         if self.batch_invariant and isinstance(guidance, ClassifierGuidance):
             raise ValueError("guidance is ClassifierGuidance; allowed: others, with batch_invariant=True")
-        return guidance.prepared(lambda denoiser: self._prepare(denoiser, self.denoiser.dtype))
+        return guidance.prepared(lambda denoiser: self._prepare(denoiser, self.denoiser.dtype, guide=True))
 
-    def _prepare(self, denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
+    def _prepare(self, denoiser: Denoiser, dtype: torch.dtype, guide: bool = False) -> Denoiser:
         prepared = prepare(denoiser, dtype, self.device)
-        if self.compile:
+        if self.compile and not (guide and is_ours(prepared.model)):
             compile_network(prepared)
         if self.batch_invariant:
             make_batch_invariant(prepared, self.batch_size)
@@ -225,7 +225,11 @@ class Engine:
     def _culprit(self, run: Run, job: Job) -> str:
         """Where a batch that did not stay finite first did not, found by drawing it once more."""
         _, again = self._twin(run, self.denoiser.dtype)
-        with first_nonfinite(again.denoiser.model) as found:
+        networks = nn.ModuleDict({"model": again.denoiser.model})
+        guide = getattr(again.guidance, "guide", None)
+        if isinstance(guide, Denoiser):
+            networks["guide"] = guide.model
+        with first_nonfinite(networks) as found:
             again.batch(job, lambda: None)
         return f"first in {found[0]}" if found else "not in a layer of the network"
 
@@ -238,7 +242,6 @@ class Engine:
             backend=self.backend.name,
             device=self.device,
             batch_invariant=self.batch_invariant,
-            compile=self.compile,
             batch_size=1,
         )
         return twin, replace(run, denoiser=twin.denoiser, guidance=twin._take(run.given))

@@ -21,11 +21,11 @@ def first_nonfinite(network: nn.Module) -> Iterator[list[str]]:
     def hook(name: str, module: nn.Module) -> Any:
         def check(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
             if not _finite(output) and _finite((inputs, named)):
-                found.append(f"layer {name or 'model'} ({type(module).__name__})")
+                found.append(f"layer {name} ({type(module).__name__})")
 
         return module.register_forward_hook(check, with_kwargs=True)
 
-    handles = [hook(name, module) for name, module in network.named_modules()]
+    handles = [hook(name, module) for name, module in network.named_modules() if name]
     try:
         yield found
     finally:

@@ -8,7 +8,7 @@ from torch import nn
 
 from .denoiser import Denoiser
 from .networks import DhariwalUNet, SongUNet, native_ops, triton_ops
-from .networks.block import UNetBlock, gather_affines
+from .networks.block import Columns, UNetBlock, gather_affines
 from .networks.layers import Conv2d, GroupNorm, Linear
 from .networks.ops import TORCH, Ops
 from .networks.precision import cast_network, is_cast
@@ -17,8 +17,10 @@ from .networks.precision import cast_network, is_cast
 def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Denoiser:
     """A copy of the denoiser in eval mode, its layers with the fastest operations; tensors are copied only if they must
     change."""
-    if device.type == "cuda" and dtype == torch.float32 and not _ours(denoiser.model):
+    if device.type == "cuda" and dtype == torch.float32 and not is_ours(denoiser.model):
         _warn_of_tf32(denoiser.model)
+    if any(isinstance(module, Columns) for module in denoiser.modules()):
+        raise ValueError("denoiser is one that an engine has prepared; allowed: the denoiser it was made of")
     if is_cast(denoiser.model, dtype) and device == device_of(denoiser):
         shared = {id(t): t for t in (*denoiser.parameters(), *denoiser.buffers())}
         prepared = copy.deepcopy(denoiser, shared).eval()
@@ -32,13 +34,14 @@ def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Den
 
 def compile_network(prepared: Denoiser) -> None:
     """Replace a prepared denoiser's network by its torch.compile. Raises ValueError for networks of this package."""
-    if _ours(prepared.model):
+    if is_ours(prepared.model):
         name = type(prepared.model).__name__
         raise ValueError(f"compile is True; allowed: False for {name}, whose operations are fused already")
     prepared.model = torch.compile(prepared.model)  # type: ignore[assignment]
 
 
-def _ours(network: nn.Module) -> bool:
+def is_ours(network: nn.Module) -> bool:
+    """Whether a network is made of this package's layers."""
     return any(isinstance(module, Conv2d | GroupNorm) for module in network.modules())
 
 
@@ -74,7 +77,7 @@ def _specialise(network: nn.Module, device: torch.device) -> None:
 def _ops_for(device: torch.device) -> Ops:
     if device.type == "cpu" and native_ops.available():
         return native_ops.NATIVE
-    return triton_ops.TRITON if device.type == "cuda" and triton_ops.available() else TORCH
+    return triton_ops.TRITON if triton_ops.available(device) else TORCH
 
 
 def find_device(device: torch.device | str) -> torch.device:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ def _plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, FunctionType) and value.__closure__:  # a gradient made of a classifier, say
+        return {"function": value.__qualname__, "holds": [_plain(cell.cell_contents) for cell in value.__closure__]}
     return getattr(value, "__qualname__", None) or str(value)
 
 

@@ -105,7 +105,7 @@ def _slab_kernel(
         seen = value + tl.load(add + sample * add_stride + channel, mask=is_channel, other=0.0)[None, :]
     else:
         seen = value
-    count = (pixels * PER_GROUP).to(tl.float32)
+    count = tl.cast(pixels * PER_GROUP, tl.float32)
     mean = _sum_groups(tl.sum(tl.where(inside, seen, 0.0), 0), GROUPS, GROUP) / count
     apart = tl.where(inside, seen - mean[None, :], 0.0)
     variance = _sum_groups(tl.sum(apart * apart, 0), GROUPS, GROUP) / count
@@ -174,7 +174,7 @@ def _apply_kernel(
     for c in range(chunks):
         count = tl.minimum(CHUNK, pixels - c * CHUNK).to(tl.float32)
         total += count * tl.load(of_sample + c * 2 * channels, mask=is_channel, other=0.0)
-    everything = (pixels * PER_GROUP).to(tl.float32)
+    everything = tl.cast(pixels * PER_GROUP, tl.float32)
     mean = _sum_groups(total, GROUPS, GROUP) / everything
     squares = tl.zeros((GROUPS * GROUP,), tl.float32)
     for c in range(chunks):
@@ -261,7 +261,7 @@ def group_norm(
             )  # fmt: skip
             return
         chunks = triton.cdiv(pixels, PIXELS)
-        sums = torch.empty(batch, chunks, 2, channels, device=x.device)
+        sums = torch.empty(batch, chunks, 2, channels, dtype=torch.float32, device=x.device)
         _sums_kernel[(batch, chunks, triton.cdiv(channels, CHANNELS))](
             *inputs, norm[4], sums, pixels, channels, own, strides[0], chunks,
             PIXELS=PIXELS, CHANNELS=CHANNELS, **there, num_warps=4, enable_fp_fusion=True,

@@ -42,7 +42,7 @@ for command in (
 def main() -> None:
     """Run the command line; bad input ends in one line on stderr and exit status 2, not in a traceback."""
     try:
-        cli(standalone_mode=False)
+        sys.exit(cli(standalone_mode=False))
     except click.exceptions.Abort:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -5,6 +5,7 @@ import torch
 
 from .. import checkpoints
 from ..engine import Engine
+from ..probe import some_labels
 from ..samplers import edm
 from ..verify import precision
 from .types import DTYPES
@@ -25,8 +26,8 @@ def check_precision(model: str, dtype: str, device: str, images: int, steps: int
     an engine runs. Exit status 1 if the engine's at the network's end is more than 1.5 times torch's, or not finite.
     """
     denoiser, kind = checkpoints.load(model), getattr(torch, dtype)
-    classes = [seed % denoiser.label_dim for seed in range(images)] if denoiser.label_dim else None
-    drawn = Engine(denoiser, device=device).sample(seeds=range(images), class_labels=classes, sampler=edm(steps))
+    labels = some_labels(denoiser, images)
+    drawn = Engine(denoiser, device=device).sample(seeds=range(images), class_labels=labels, sampler=edm(steps))
     found = precision.layers(denoiser, kind, device, drawn.cpu())
     room = torch.finfo(kind).max
     click.echo(f"{'layer':<28}{'torch':>10}{'engine':>10}{'ratio':>7}{'worst':>10}{'largest':>10}")

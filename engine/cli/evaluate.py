@@ -66,6 +66,8 @@ def evaluate(
     Frechet distance, inception-style score, precision and recall, each with its 95% interval over seeds."""
     if record and not Path(model).is_file():
         raise click.UsageError(f"--record needs a file as --model, not {model!r}")
+    if record:
+        checkpoints.read_metadata(Path(model))  # refuses other formats before any work
     settings = {name: value for name, value in click.get_current_context().params.items() if value is not None}
     given = "".join(f" --{name.replace('_', '-')} {_typed(v)}" for name, v in options.items() if v is not None)
     denoiser = checkpoints.load(model)
@@ -78,6 +80,8 @@ def evaluate(
     if not known and not inception:
         shape = engine.denoiser.img_shape
         raise click.UsageError(f"model {model!r} draws {shape}; the classifier knows Fashion-MNIST: give --inception")
+    if record and not known:
+        raise click.UsageError(f"--record writes the share that is recognised; the classifier does not know {model!r}")
     if reference is None and inception:
         raise click.UsageError("--inception needs --reference")
     extractor = inception_features(inception, device) if inception else classifier_features()

@@ -43,6 +43,7 @@ def describe(denoiser: Denoiser) -> dict[str, Any]:
         "architecture": type(denoiser.model).__name__,
         "image": list(denoiser.img_shape),
         "classes": denoiser.label_dim,
+        "labels_are_classes": denoiser.labels_are_classes,
         "class_names": denoiser.class_names,
         "parameters": cost.parameters,
         "flops_per_evaluation": cost.flops,
@@ -83,7 +84,8 @@ def _evaluations(sampler: Sampler, preconditioning: Preconditioning) -> int:
 
 def _lines(facts: dict[str, Any]) -> list[str]:
     shape = "x".join(map(str, facts["image"]))
-    classes = f", {facts['classes']} classes" if facts["classes"] else ""
+    kind = "classes" if facts["labels_are_classes"] else "numbers of embeddings"
+    classes = f", {facts['classes']} {kind}" if facts["classes"] else ""
     low, high = facts["sigma_range"]
     memory = [
         f"  {name:<10}" + "".join(f"{f'batch {batch}: {_bytes(size)}':>22}" for batch, size in sizes.items())

@@ -25,6 +25,14 @@ def resamples(x: Tensor, how: Resample | None) -> bool:
     return how is None or (len(how.taps) in (2, 4, 6, 8) and (how.up or all(n % 2 == 0 for n in x.shape[2:])))
 
 
+def require_weights(x: Tensor, beside: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+    """Raises ValueError where `ops.group_norm`'s tensors do not fit each other."""
+    require_dtype(x, weight=weight, bias=bias, beside=beside)
+    channels = x.shape[1] + (0 if beside is None else beside.shape[1])
+    if weight.shape != (channels,) or bias.shape != (channels,):
+        raise ValueError(f"weight is {list(weight.shape)}, bias {list(bias.shape)}; allowed: [{channels}]")
+
+
 def require_dtype(x: Tensor, **others: Tensor | None) -> None:
     """Raises ValueError for one that is not of x's dtype."""
     for name, other in others.items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .dense import outputs, require_dtype, resamples, rows, rows_alike, suits
+from .dense import outputs, require_weights, resamples, rows, rows_alike, suits
 from .ops import Resample
 
 _NOTHING = nullcontext()
@@ -42,7 +42,7 @@ def group_norm(
         )  # fmt: skip
     from engine import _native
 
-    require_dtype(x, weight=weight, bias=bias, beside=beside)
+    require_weights(x, beside, weight, bias)
     out, kept = outputs(x, beside, resample, keep)
     add = rows(add)
     scale, shift = rows_alike(scale_shift)
@@ -109,7 +109,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None
         return ops.linear(x, weight, bias, add=add, silu=silu)
     from engine import _native
 
-    out = torch.empty(len(x), len(weight))
+    shape = (len(x), len(weight))
+    if x.dim() != 2 or x.shape[1] != weight.shape[1] or (add is not None and add.shape != shape):
+        given = f"x is {list(x.shape)}, add {None if add is None else list(add.shape)}"
+        raise ValueError(f"{given}; allowed: [B, {weight.shape[1]}], and None or [B, {weight.shape[0]}]")
+    out = x.new_empty(shape)
     sizes = (len(x), x.shape[1], len(weight))
     with _shown("edm::linear"):
         _native.linear_cpu(

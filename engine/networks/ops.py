@@ -134,7 +134,7 @@ def resample_by_two(x: Tensor, how: Resample, *, padding: int | None = None) -> 
     """
     taps, channels = how.filter.shape[-1], x.shape[1]
     padding = taps // 2 - 1 if padding is None else padding
-    if taps == 2 and padding == 0:
+    if taps == 2 and padding == 0 and how.taps[0] == how.taps[1]:
         return F.interpolate(x, scale_factor=2, mode="nearest") if how.up else F.avg_pool2d(x, 2)
     kernel = how.filter.to(x.dtype).expand(channels, 1, taps, taps)
     if how.up:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
-from .dense import outputs, require_dtype, resamples, rows, rows_alike, suits
+from .dense import outputs, require_dtype, require_weights, resamples, rows, rows_alike, suits
 from .ops import Resample
 
 
@@ -35,7 +35,7 @@ def group_norm(
         )  # fmt: skip
     from ..kernels import group_norm as kernel
 
-    require_dtype(x, weight=weight, bias=bias, beside=beside)
+    require_weights(x, beside, weight, bias)
     out, kept = outputs(x, beside, resample, keep)
     scale, shift = rows_alike(scale_shift)
     kernel.group_norm(
@@ -56,6 +56,9 @@ def conv2d(
     packed: dict[torch.Size, Tensor] | None = None,
 ) -> Tensor:
     """`ops.conv2d`; bias and sum in one launch after cuDNN's."""
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+        add = None if add is None else add.contiguous(memory_format=torch.channels_last)
     if not suits(x, add):
         return ops.conv2d(x, weight, bias, padding, add)
     y = _convolve(x, weight, padding)
@@ -87,9 +90,10 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def available() -> bool:
-    """Whether Triton is there."""
-    return importlib.util.find_spec("triton") is not None
+def available(device: torch.device) -> bool:
+    """Whether the kernels run there: NVIDIA's devices of compute capability 8.0, with Triton."""
+    here = importlib.util.find_spec("triton") is not None and device.type == "cuda" and torch.version.hip is None
+    return here and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 TRITON = ops.Ops("triton", group_norm, conv2d, ops.linear)

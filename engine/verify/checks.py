@@ -10,6 +10,7 @@ from ..backends import BACKENDS, REFERENCE, Backend
 from ..denoiser import Denoiser
 from ..engine import Engine
 from ..plan import Sampler
+from ..probe import some_labels
 from ..samplers import dpmpp_2m, edm
 from .cases import every_case, outcomes
 from .compare import Comparison, compare
@@ -149,7 +150,8 @@ def _draw(
     engine = Engine(
         denoiser, dtype=dtype, device=device, backend=backend, batch_size=batch_size, output_dtype=torch.float64
     )
-    return engine.sample(seeds=_SEEDS, sampler=sampler).cpu()
+    labels = None if denoiser.labels_are_classes else some_labels(denoiser, len(_SEEDS))
+    return engine.sample(seeds=_SEEDS, class_labels=labels, sampler=sampler).cpu()
 
 
 def _name(dtype: torch.dtype) -> str:

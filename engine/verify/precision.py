@@ -14,6 +14,7 @@ from ..engine import Engine
 from ..images import to_uint8
 from ..networks.block import UNetBlock
 from ..networks.precision import cast_network
+from ..probe import some_labels
 from ..samplers import edm
 
 _SIGMAS = (0.02, 0.2, 1.0, 5.0, 40.0)
@@ -50,7 +51,8 @@ def layers(denoiser: Denoiser, dtype: torch.dtype, device: torch.device | str, i
     }
     sums: dict[str, _Sums] = {}
     generator = torch.Generator().manual_seed(0)
-    for sigma in [s for s in _SIGMAS if denoiser.sigma_min <= s <= denoiser.sigma_max]:
+    low, high = denoiser.sigma_min, denoiser.sigma_max
+    for sigma in [s for s in _SIGMAS if low <= s <= high] or [min(max(1.0, low), high)]:
         x = images + sigma * torch.randn(images.shape, generator=generator, dtype=images.dtype)
         inputs = _inputs(denoiser, x, sigma, dtype)
         seen = {name: _outputs(network.eval(), inputs) for name, network in networks.items()}
@@ -62,8 +64,8 @@ def layers(denoiser: Denoiser, dtype: torch.dtype, device: torch.device | str, i
 
 def samples(denoiser: Denoiser, dtype: torch.dtype, device: torch.device | str, count: int, steps: int) -> Images:
     """Images of seeds 0, 1, ... by Heun's method, with the network in ``dtype`` against float64."""
-    classes = None if not denoiser.label_dim else [seed % denoiser.label_dim for seed in range(count)]
-    options: dict[str, Any] = {"seeds": range(count), "class_labels": classes, "sampler": edm(steps)}
+    options: dict[str, Any] = {"seeds": range(count), "sampler": edm(steps)}
+    options["class_labels"] = some_labels(denoiser, count)
     half, exact = (
         Engine(denoiser, dtype=kind, device=device, output_dtype=torch.float64).sample(**options).cpu()
         for kind in (dtype, torch.float64)
@@ -102,8 +104,8 @@ def _inputs(denoiser: Denoiser, x: Tensor, sigma: float, dtype: torch.dtype) -> 
     net_in = (per_sample(c_in, x) * x).to(dtype)
     padding = net_in.new_zeros(len(x), denoiser.net_channels - x.shape[1], *x.shape[2:])
     net_in = torch.cat([net_in, padding], dim=1)
-    labels = [torch.eye(denoiser.label_dim)[torch.arange(len(x)) % denoiser.label_dim]] if denoiser.label_dim else []
-    return [net_in, c_noise.to(torch.float32), *labels]
+    labels = some_labels(denoiser, len(x))
+    return [net_in, c_noise.to(torch.float32), *([] if labels is None else [labels])]
 
 
 @torch.no_grad()

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from ..backends import Backend
 from ..denoiser import Denoiser
-from ..networks.layers import Conv2d, GroupNorm
 from ..networks.precision import cast_network
 from ..plan import Op
+from ..prepare import is_ours
+from ..probe import network_inputs
 from .cases import Case, outcomes
 from .compare import Comparison, compare
 
@@ -82,11 +83,11 @@ def _check_network(subject: Subject) -> None:
     """One evaluation of one random sample at sigma = 0.5. Only our own layers run other operations in an engine than in
     the caller's module; of any other network no more is asked than that its output is finite."""
     denoiser, dtype = subject.denoiser, subject.denoiser.dtype
-    inputs = _inputs(denoiser, subject.device)
+    inputs = network_inputs(denoiser, torch.tensor([0.5]))
     F = denoiser.call_network(*inputs)
     if not bool(torch.isfinite(F).all()):
         raise SelfCheckError(f"network: its output in {dtype} on {subject.device} is not finite")
-    if not any(isinstance(module, Conv2d | GroupNorm) for module in denoiser.modules()):
+    if not is_ours(denoiser):
         return
     exact = copy.deepcopy(subject.source).to("cpu", torch.promote_types(dtype, torch.float32)).eval()
     net_in, c_noise, labels = inputs
@@ -102,16 +103,3 @@ def _check_network(subject: Subject) -> None:
             f"network: in {dtype} on {subject.device} it is {(error.square().mean().sqrt() / size).item():.2g} of its "
             f"output's size from float32 on the CPU; allowed: {(allowed / size).item():.2g}"
         )
-
-
-def _inputs(denoiser: Denoiser, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """net_in [1, net_channels, *spatial], c_noise [1] and the first class."""
-    generator = torch.Generator().manual_seed(0)
-    channels, *spatial = denoiser.img_shape
-    net_in = torch.zeros(1, denoiser.net_channels, *spatial)
-    net_in[:, :channels] = torch.randn(1, channels, *spatial, generator=generator)
-    c_noise = denoiser.preconditioning.coefficients(torch.tensor([0.5]))[3].to(torch.float32)
-    labels = torch.eye(1, denoiser.label_dim) if denoiser.label_dim else None
-    layout = torch.channels_last if net_in.dim() == 4 else torch.contiguous_format
-    moved = net_in.to(device, denoiser.dtype, memory_format=layout)
-    return moved, c_noise.to(device), None if labels is None else labels.to(device)

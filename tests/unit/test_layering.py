@@ -37,6 +37,7 @@ LAYERS = [
         "job",
         "torch_noise",
         "batch_invariant",
+        "probe",
         "overflow",
         "run",
         "verify.cases",

@@ -27,10 +27,10 @@ def test_the_layer_is_named(layer, named):
     denoiser, sampler = overflowing(layer), engine.samplers.edm(steps=2)
     for dtype in (torch.float32, torch.bfloat16):
         assert engine.sample(denoiser, seeds=[1], dtype=dtype, sampler=sampler).isfinite().all()
-    message = rf"seed 1 .* became non-finite at row 1 .*torch.float16.*; first in layer {named}"
+    message = rf"seed 1 .* became non-finite at row 1 .*torch.float16.*; first in layer model.{named}"
     with pytest.raises(engine.NonFiniteError, match=message):
         engine.sample(denoiser, seeds=[1, 2], dtype=torch.float16, sampler=sampler)
-    with pytest.warns(RuntimeWarning, match=f"first in layer {named}; run again in float32"):
+    with pytest.warns(RuntimeWarning, match=f"first in layer model.{named}; run again in float32"):
         images = engine.sample(denoiser, seeds=[1], dtype=torch.float16, sampler=sampler, on_nonfinite="rerun")
     assert images.isfinite().all()
 

@@ -26,7 +26,10 @@ def interrupted(monkeypatch, folder, after, **job):
 
     def stop(self, batch, images):
         if batch == after:
-            for stray in (folder / PARTS / ".000009.zip.1234.tmp", folder / ".000995.png.1234.tmp"):
+            for stray in (
+                folder / PARTS / ".000009.zip.0123456789abcdef.tmp",
+                folder / ".000995.png.0123456789abcdef.tmp",
+            ):
                 stray.parent.mkdir(exist_ok=True, parents=True)
                 stray.write_bytes(b"half")
             raise Power
