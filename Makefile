@@ -11,7 +11,8 @@ sample: build
 	$(BIN)/edm-engine sample --model fashion-mnist --seeds 0-63 --class 0-9 --steps 18 --S-churn 0 --out out/ --grid
 
 test: lint
-	$(BIN)/python -m pytest
+	# A process a core, each of one thread: threads that share a core wait for each other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # Ray is large, and only these tests use it.
 test-slow: build

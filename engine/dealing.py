@@ -70,10 +70,11 @@ class Ranks(Team):
     resumed loses no more than the batches they were at.
     """
 
-    _jobs: ClassVar[Iterator[int]] = itertools.count(1)  # of this process, so that no two share their counters
+    _made: ClassVar[Iterator[int]] = itertools.count(1)  # by this process
 
-    def __init__(self, store: distributed.Store, rank: int) -> None:
-        self.rank, self._root = rank, store
+    def __init__(self, store: distributed.Store, rank: int, number: int = 0) -> None:
+        """number: the same for what stands for one team; others in the store have others, and so their own counters."""
+        self.rank, self._root, self._number, self._jobs = rank, store, number, 0
 
     @classmethod
     def of_torchrun(cls) -> "Ranks":
@@ -81,11 +82,12 @@ class Ranks(Team):
         if not launched():
             raise ValueError("no ranks: this process was not started by torchrun")
         store, rank, _ = next(distributed.rendezvous("env://"))
-        return cls(store, rank)
+        return cls(store, rank, next(cls._made))
 
     def start(self, count: int) -> None:
         super().start(count)
-        self._store = distributed.PrefixStore(f"edm-engine/{next(self._jobs)}", self._root)
+        self._jobs += 1
+        self._store = distributed.PrefixStore(f"edm-engine/{self._number}/{self._jobs}", self._root)
 
     def once(self, action: Callable[[], None]) -> None:
         if self._store.add("first", 1) == 1:
