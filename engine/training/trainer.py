@@ -1,4 +1,4 @@
-"""The trainer: EDM loss, Muon and Adam, EMA, mixed precision, checkpoints that resume to the same next step."""
+"""The trainer: any loss, Muon and Adam, EMA, mixed precision, checkpoints that resume to the same next step."""
 
 import copy
 import json
@@ -17,11 +17,12 @@ from ..denoiser import Denoiser
 from ..files import atomic_path
 from ..networks.precision import cast_network
 from .augment import Augment
-from .loss import EDMLoss
+from .loss import EDMLoss, Loss
 from .optimizer import MuonAdam
 
 # Streams of one seed: steps count from 0, these are far from them and from each other.
 _EPOCHS, _DROPOUT = 1 << 31, 3 << 30
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class TrainConfig:
     """Everything that decides what a training run computes; stored in its checkpoints and in the weights.
 
     A run ends after ``images`` images. The learning rates (`MuonAdam`) rise over the first ``warmup_images``, and fall
-    linearly to nothing over the last ``anneal`` of the run, a fraction.
+    linearly to nothing over the last ``anneal`` of the run, a fraction. dtype: of the copy that computes the
+    loss and its gradients, "float32" or "bfloat16".
     """
 
     network: dict[str, Any]
@@ -43,9 +45,11 @@ class TrainConfig:
     augment: Augment = field(default_factory=Augment)
     seed: int = 0
     dtype: str = "bfloat16"
-    loss: EDMLoss = field(default_factory=EDMLoss)
+    loss: Loss = field(default_factory=EDMLoss)
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:  # float16 would need its gradients scaled
+            raise ValueError(f"dtype is {self.dtype!r}; allowed: {', '.join(map(repr, DTYPES))}")
         for name in ("images", "batch_size", "warmup_images", "ema_halflife_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: an integer from 1")
@@ -71,6 +75,7 @@ class Trainer:
         self.images, self.labels = images, labels
         with _seeded(config.seed, self.device):
             self.master = Denoiser.from_config(config.network).to(self.device)
+        config.loss.require(self.master.preconditioning)
         self.ema = copy.deepcopy(self.master).eval().requires_grad_(False)
         self.worker = copy.deepcopy(self.master)
         cast_network(self.worker.model, getattr(torch, config.dtype))
