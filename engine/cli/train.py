@@ -15,7 +15,7 @@ from ..training import Log, TrainConfig, Trainer, fashion_mnist
 from ..training.data import FASHION_MNIST, FASHION_MNIST_CLASSES
 from ..training.presets import LOSSES, PRESETS, QUICK, with_loss
 
-_DATA = click.option(
+data_option = click.option(
     "--data",
     type=click.Path(path_type=Path),
     default=FASHION_MNIST,
@@ -36,7 +36,7 @@ _DATA = click.option(
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--compile/--no-compile", default=None, help="torch.compile: a minute at the start; not if --quick.")
 @click.option("--save-every", type=float, default=180, show_default=True, help="Seconds between checkpoints.")
-@_DATA
+@data_option
 def train(
     preset: str,
     loss: str | None,
@@ -63,7 +63,7 @@ def train(
         trainer.resume(checkpoint)
         click.echo(f"resuming at {trainer.images_seen} images")
     out.mkdir(parents=True, exist_ok=True)
-    log, saved = Log(out / "log.jsonl"), time.monotonic()
+    log, saved = Log(out / "log.jsonl", images_seen=trainer.images_seen), time.monotonic()
     with tqdm(total=config.images, initial=trainer.images_seen, unit="image", desc="training") as bar:
         for record in trainer.run():
             log.add(record, config.batch_size)
@@ -88,7 +88,7 @@ def train(
 @click.option("--epochs", type=int, default=8, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="runs/classifier.safetensors", show_default=True)
-@_DATA
+@data_option
 def train_classifier(epochs: int, seed: int, out: Path, data: Path) -> None:
     """Train the small Fashion-MNIST classifier on the real training images and state its test accuracy."""
     test_images, test_labels = fashion_mnist(data, "test")

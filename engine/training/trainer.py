@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..files import atomic_path
+from ..files import atomic_path, write_bytes
 from ..networks.precision import cast_network
 from .augment import Augment
 from .loss import EDMLoss, Loss
@@ -189,10 +189,18 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class Log:
-    """Appends the mean loss and speed of every ``every`` steps to a JSON-lines file."""
+    """Appends the mean loss and speed of every ``every`` steps to a JSON-lines file.
 
-    def __init__(self, path: Path, every: int = 50) -> None:
+    images_seen: where the run begins. Lines beyond it are of a run that was killed after its last checkpoint: they are
+    removed, as the run repeats them.
+    """
+
+    def __init__(self, path: Path, every: int = 50, images_seen: int = 0) -> None:
         self.path, self.every = path, every
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["images"] <= images_seen]
+        if kept != lines:
+            write_bytes(path, "".join(kept).encode())
         self._losses: list[float] = []
         self._since = time.perf_counter()
 
