@@ -8,6 +8,7 @@ A loss belongs to one preconditioning: with its own weighting each asks the same
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,14 @@ from ..preconditioning import Preconditioning
 
 
 class Loss(ABC):
-    """p_train and lambda(sigma), and the preconditioning that they go with."""
+    """p_train and lambda(sigma), and the preconditioning that they go with.
+
+    traceable: whether torch.compile takes the whole loss. Where noise levels are looked up in a table, it would trace
+    how the table is made.
+    """
 
     preconditioning: Preconditioning
+    traceable: ClassVar[bool] = True
 
     @abstractmethod
     def sigma(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -129,6 +135,7 @@ class IDDPMLoss(Loss):
     Their second term, which trains the learned variances, is no part of Table 1; no sampler here reads them.
     """
 
+    traceable = False
     preconditioning: pre.IDDPM = field(default_factory=pre.IDDPM)
 
     def sigma(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -146,6 +153,7 @@ class DiscreteLoss(Loss):
     terminal SNR too: lambda = 1 + 1 / sigma^2 is 1 at infinite sigma. An epsilon there says nothing of y: refused.
     """
 
+    traceable = False
     preconditioning: pre.Discrete = field(default_factory=lambda: pre.Discrete(prediction="v", zero_snr=True))
 
     def __post_init__(self) -> None:

@@ -82,7 +82,9 @@ class Trainer:
         self.optimizer = MuonAdam(self.master, config.adam_lr, config.muon_lr)
         self.step = 0
         self.runs = [(0, config.images)]  # (begun at, planned length) of this run and those it continues
-        self._loss = torch.compile(config.loss) if compile else config.loss
+        self._loss = torch.compile(config.loss) if compile and config.loss.traceable else config.loss
+        if compile and not config.loss.traceable:
+            self.worker.model.compile()
         self._pairs = list(zip(self.master.parameters(), self.worker.parameters(), strict=True))
 
     @property
