@@ -49,7 +49,7 @@ def loss_curve_command(
         tables = {name: [asdict(level) for level in curve] for name, curve in curves.items()}
         write_record(out, {"provenance": {"command": command, "loss": loss}, "curves": tables})
     if picture is not None:
-        plot(picture, loss, curves)
+        plot(picture, loss, curves, command)
 
 
 def _untrained(denoiser: Denoiser, seed: int) -> Denoiser:

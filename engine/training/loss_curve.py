@@ -66,8 +66,8 @@ def density(loss: Loss, edges: Tensor, draws: int = 200_000) -> Tensor:
     return torch.histogram(drawn[drawn.isfinite()], edges.double()).hist / draws / edges.double().diff()
 
 
-def plot(path: Path, loss: Loss, curves: dict[str, list[Level]]) -> None:
-    """PNG of curves by name, each with a band of one standard deviation; p_train shaded.
+def plot(path: Path, loss: Loss, curves: dict[str, list[Level]], title: str) -> None:
+    """PNG of curves by name, each with a band of one standard deviation over images; p_train shaded.
 
     Raises ImportError saying what to install where matplotlib is missing.
     """
@@ -76,19 +76,20 @@ def plot(path: Path, loss: Loss, curves: dict[str, list[Level]]) -> None:
     except ImportError:
         raise ImportError("--plot needs matplotlib: pip install 'edm-engine[figures]'") from None
     figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=9)
     axes = figure.subplots()
     for name, curve in curves.items():
         sigmas = [level.sigma for level in curve]
         axes.plot(sigmas, [level.loss for level in curve], "o-", markersize=3, label=name)
         lower, upper = ([level.loss + sign * level.std for level in curve] for sign in (-1, 1))
         axes.fill_between(sigmas, lower, upper, alpha=0.2)
-    highest = max(level.loss + level.std for curve in curves.values() for level in curve)
-    axes.set(xscale="log", ylim=(0, min(highest, 2.0)), xlabel="sigma", ylabel="lambda(sigma) |D - y|^2 a pixel")
+    highest = max(level.loss for curve in curves.values() for level in curve)
+    axes.set(xscale="log", ylim=(0, 1.1 * highest), xlabel="sigma", ylabel="lambda(sigma) |D - y|^2 a pixel")
     edges = torch.linspace(math.log(sigmas[0]), math.log(sigmas[-1]), 61)
     shaded = axes.twinx()
     shaded.stairs(density(loss, edges).tolist(), edges.exp().tolist(), fill=True, color="grey", alpha=0.25)
     shaded.set(ylim=(0, None), ylabel="p_train of ln sigma (shaded)")
-    axes.legend()
+    axes.legend(loc="upper left")
     axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
