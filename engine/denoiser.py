@@ -168,18 +168,22 @@ class Denoiser(nn.Module):
         sigma: Tensor | float,
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
+        *,
+        scaled: bool = False,
     ) -> Tensor:
         """D(x; sigma), float32 [B, C, *spatial] (float64 for a float64 network).
 
         x [B, C, *spatial]; sigma a number, [] or [B]; class_labels [B, label_dim] one-hot or soft (a conditional
         network given None gets zeros); augment_labels [B, augment_dim] for networks trained with augmentation.
+        scaled: x is s x with s = 1 / sqrt(1 + sigma^2), which is finite where sigma is not.
         """
         if x.dim() != len(self.img_shape) + 1 or x.shape[1] != self.img_shape[0]:
             raise ValueError(f"x has shape {list(x.shape)}; allowed: [B, {', '.join(map(str, self.img_shape))}]")
         dtype = torch.promote_types(self.dtype, torch.float32)
         x = x.to(dtype)
         sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1).expand(x.shape[0])
-        c_skip, c_out, c_in, c_noise = self.preconditioning.coefficients(sigma)
+        coefficients = self.preconditioning.scaled_coefficients if scaled else self.preconditioning.coefficients
+        c_skip, c_out, c_in, c_noise = coefficients(sigma)
         if class_labels is not None and not self.label_dim:
             raise ValueError("class_labels are given; allowed: None, the network is unconditional")
         if self.label_dim and class_labels is None:

@@ -9,11 +9,13 @@ from .convert import convert
 from .evaluate import evaluate
 from .info import info
 from .invert import invert_command
+from .loss_curve import loss_curve_command
 from .sample import sample
 from .samplers import plan, samplers_command
 from .statistics import statistics_command
 from .train import train, train_classifier
 from .verify import verify_command
+from .zero_snr import zero_snr_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,6 +36,8 @@ for command in (
     statistics_command,
     train,
     train_classifier,
+    loss_curve_command,
+    zero_snr_command,
     verify_command,
 ):
     cli.add_command(command)

@@ -14,6 +14,31 @@ AUGMENT_DIM = 9
 
 
 @dataclass(frozen=True)
+class Transforms:
+    """What is done to each image of a batch, float32 [B] each; all zero leaves an image alone.
+
+    flip_x, flip_y: 0 or 1. log_scale, log_aniso: log2 of the factors, in units of `Augment.scale_std`. angle,
+    aniso_angle: radians, clockwise. shift_x, shift_y: right and down, in units of `Augment.translate_std`.
+    """
+
+    flip_x: Tensor
+    flip_y: Tensor
+    log_scale: Tensor
+    angle: Tensor
+    aniso_angle: Tensor
+    log_aniso: Tensor
+    shift_x: Tensor
+    shift_y: Tensor
+
+    def labels(self) -> Tensor:
+        """a_0 .. a_8 of Table 6, [B, AUGMENT_DIM]: what the network is told."""
+        turn = [self.angle.cos() - 1, self.angle.sin()]
+        stretch = [self.log_aniso * self.aniso_angle.cos(), self.log_aniso * self.aniso_angle.sin()]
+        flips = [self.flip_x, self.flip_y]
+        return torch.stack([*flips, self.log_scale, *turn, *stretch, self.shift_x, self.shift_y], dim=1)
+
+
+@dataclass(frozen=True)
 class Augment:
     """Each transform is applied with probability ``p``, but the horizontal flip to ``flip_p`` of all images.
 
@@ -26,8 +51,12 @@ class Augment:
     translate_std: float = 0.125  # fraction of the image
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """images [B, C, H, W] float32 -> (augmented images, augment_labels [B, 9] float32)."""
-        batch = images.shape[0]
+        """images [B, C, H, W] float32 -> (augmented images, augment_labels [B, AUGMENT_DIM] float32)."""
+        transforms = self.draw(images.shape[0], generator)
+        return self.apply(images, transforms), transforms.labels()
+
+    def draw(self, batch: int, generator: torch.Generator) -> Transforms:
+        """Random transforms for a batch."""
 
         def normal() -> Tensor:
             return torch.randn(batch, generator=generator)
@@ -46,19 +75,21 @@ class Augment:
         log_aniso = normal() * chosen()
         shift_on = chosen()
         shift_x, shift_y = normal() * shift_on, normal() * shift_on
-        turn = [angle.cos() - 1, angle.sin()]
-        stretch = [log_aniso * aniso_angle.cos(), log_aniso * aniso_angle.sin()]
-        labels = torch.stack([flip_x, flip_y, log_scale, *turn, *stretch, shift_x, shift_y], dim=1)
+        return Transforms(flip_x, flip_y, log_scale, angle, aniso_angle, log_aniso, shift_x, shift_y)
+
+    def apply(self, images: Tensor, transforms: Transforms) -> Tensor:
+        """images [B, C, H, W] float32 with one transform each."""
+        t = transforms
         forward = (
-            _diagonal(1 - 2 * flip_x, 1 - 2 * flip_y)
-            @ _diagonal(2 ** (log_scale * self.scale_std), 2 ** (log_scale * self.scale_std))
-            @ _rotation(angle)
-            @ _rotation(aniso_angle)
-            @ _diagonal(2 ** (log_aniso * self.scale_std), 2 ** (-log_aniso * self.scale_std))
-            @ _rotation(-aniso_angle)
+            _diagonal(1 - 2 * t.flip_x, 1 - 2 * t.flip_y)
+            @ _diagonal(2 ** (t.log_scale * self.scale_std), 2 ** (t.log_scale * self.scale_std))
+            @ _rotation(t.angle)
+            @ _rotation(t.aniso_angle)
+            @ _diagonal(2 ** (t.log_aniso * self.scale_std), 2 ** (-t.log_aniso * self.scale_std))
+            @ _rotation(-t.aniso_angle)
         )
-        shift = torch.stack([shift_x, shift_y], dim=1) * self.translate_std * 2  # grid units: the image spans 2
-        return _warp(images, forward, shift, untouched=labels.abs().sum(1) == 0), labels
+        shift = torch.stack([t.shift_x, t.shift_y], dim=1) * self.translate_std * 2  # grid units: the image spans 2
+        return _warp(images, forward, shift, untouched=t.labels().abs().sum(1) == 0)
 
 
 def _diagonal(x: Tensor, y: Tensor) -> Tensor:

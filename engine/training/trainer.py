@@ -1,4 +1,4 @@
-"""The trainer: EDM loss, Muon and Adam, EMA, mixed precision, checkpoints that resume to the same next step."""
+"""The trainer: any loss, Muon and Adam, EMA, mixed precision, checkpoints that resume to the same next step."""
 
 import copy
 import json
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..files import atomic_path
+from ..files import atomic_path, write_bytes
 from ..networks.precision import cast_network
 from .augment import Augment
-from .loss import EDMLoss
+from .loss import EDMLoss, Loss
 from .optimizer import MuonAdam
 
 # Streams of one seed: steps count from 0, these are far from them and from each other.
 _EPOCHS, _DROPOUT = 1 << 31, 3 << 30
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class TrainConfig:
     """Everything that decides what a training run computes; stored in its checkpoints and in the weights.
 
     A run ends after ``images`` images. The learning rates (`MuonAdam`) rise over the first ``warmup_images``, and fall
-    linearly to nothing over the last ``anneal`` of the run, a fraction.
+    linearly to nothing over the last ``anneal`` of the run, a fraction. dtype: of the copy that computes the
+    loss and its gradients, "float32" or "bfloat16".
     """
 
     network: dict[str, Any]
@@ -43,9 +45,11 @@ class TrainConfig:
     augment: Augment = field(default_factory=Augment)
     seed: int = 0
     dtype: str = "bfloat16"
-    loss: EDMLoss = field(default_factory=EDMLoss)
+    loss: Loss = field(default_factory=EDMLoss)
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:  # float16 would need its gradients scaled
+            raise ValueError(f"dtype is {self.dtype!r}; allowed: {', '.join(map(repr, DTYPES))}")
         for name in ("images", "batch_size", "warmup_images", "ema_halflife_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: an integer from 1")
@@ -71,13 +75,16 @@ class Trainer:
         self.images, self.labels = images, labels
         with _seeded(config.seed, self.device):
             self.master = Denoiser.from_config(config.network).to(self.device)
+        config.loss.require(self.master.preconditioning)
         self.ema = copy.deepcopy(self.master).eval().requires_grad_(False)
         self.worker = copy.deepcopy(self.master)
         cast_network(self.worker.model, getattr(torch, config.dtype))
         self.optimizer = MuonAdam(self.master, config.adam_lr, config.muon_lr)
         self.step = 0
         self.runs = [(0, config.images)]  # (begun at, planned length) of this run and those it continues
-        self._loss = torch.compile(config.loss) if compile else config.loss
+        self._loss = torch.compile(config.loss) if compile and config.loss.traceable else config.loss
+        if compile and not config.loss.traceable:
+            self.worker.model.compile()
         self._pairs = list(zip(self.master.parameters(), self.worker.parameters(), strict=True))
 
     @property
@@ -184,10 +191,18 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class Log:
-    """Appends the mean loss and speed of every ``every`` steps to a JSON-lines file."""
+    """Appends the mean loss and speed of every ``every`` steps to a JSON-lines file.
 
-    def __init__(self, path: Path, every: int = 50) -> None:
+    images_seen: where the run begins. Lines beyond it are of a run that was killed after its last checkpoint: they are
+    removed, as the run repeats them.
+    """
+
+    def __init__(self, path: Path, every: int = 50, images_seen: int = 0) -> None:
         self.path, self.every = path, every
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["images"] <= images_seen]
+        if kept != lines:
+            write_bytes(path, "".join(kept).encode())
         self._losses: list[float] = []
         self._since = time.perf_counter()
 

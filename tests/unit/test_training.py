@@ -1,14 +1,23 @@
 """The trainer: the paper's loss, augmentation that does not leak, resuming to the same bits."""
 
 import gzip
+import json
 import math
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from engine.training import Augment, EDMLoss, TrainConfig, Trainer
+from engine import Denoiser
+from engine.networks.precision import cast_network
+from engine.training import Augment, EDMLoss, Log, TrainConfig, Trainer
 from engine.training.data import fashion_mnist, read_idx
+from engine.training.presets import PRESETS
 
 NETWORK = {
     "class_name": "EDMPrecond",
@@ -116,6 +125,80 @@ def test_learning_rates_rise_and_fall():
     assert factors[60:] == pytest.approx([1 - step / 60 for step in range(60)])
 
 
+def test_the_shipped_training_draws_and_computes_what_it_did():
+    """Written out as the shipped network was trained: the same numbers in the same order, to the bit."""
+    images = torch.rand(40, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    labels = torch.arange(40) % 10
+    config = replace(PRESETS["fashion-mnist"], batch_size=4, dtype="float32")
+    shipped = Trainer(config, images, labels, compile=False)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        denoiser = Denoiser.from_config(PRESETS["fashion-mnist"].network)
+    cast_network(denoiser.model, torch.float32)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1 << 31))
+    for step in range(2):
+        denoiser.load_state_dict(shipped.master.state_dict())
+        index = order[4 * step :][:4]
+        generator = torch.Generator().manual_seed(step)
+        y, augment_labels = Augment(p=0.04, flip_p=0.04)(images[index], generator)
+        eps = torch.randn(4, 1, 32, 32, generator=generator)
+        sigma = (torch.randn(4, generator=generator) * 1.2 - 1.2).exp()
+        weight = (sigma**2 + 0.5**2) / (sigma * 0.5) ** 2
+        x = y + eps * sigma[:, None, None, None]
+        D = denoiser(x, sigma, torch.nn.functional.one_hot(labels[index], 10).float(), augment_labels)
+        expected = (weight * (D - y).square().flatten(1).mean(1)).mean()
+        assert shipped.train_step() == expected.item()
+        expected.backward()
+        gradients = [(p.grad, q.grad) for p, q in zip(denoiser.parameters(), shipped.master.parameters(), strict=True)]
+        assert all(torch.equal(own, theirs) for own, theirs in gradients if theirs is not None)
+        denoiser.zero_grad()
+
+
+@contextmanager
+def one_thread():
+    """On more, convolutions add in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+_KILLED = """
+import sys, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from tests.unit.test_training import trainer
+learner = trainer(dtype="bfloat16")
+for record in learner.run():
+    learner.save(Path(sys.argv[1]))
+    print(record["step"], flush=True)
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    """SIGKILL while checkpoints are written one after another: whichever is there is whole."""
+    checkpoint = tmp_path / "checkpoint.pt"
+    with subprocess.Popen(
+        [sys.executable, "-c", _KILLED, checkpoint], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as process:
+        assert process.stdout is not None
+        while int(process.stdout.readline()) < 4:
+            pass
+        process.kill()
+    resumed, straight = trainer(dtype="bfloat16"), trainer(dtype="bfloat16")
+    resumed.resume(checkpoint)
+    assert resumed.step >= 4
+    until = resumed.images_seen + 24
+    with one_thread():
+        for learner in (resumed, straight):
+            list(learner.run(until))
+    for kind in ("master", "ema"):
+        expected, got = (getattr(t, kind).state_dict() for t in (straight, resumed))
+        assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_resuming_continues_to_the_same_bits(dtype, tmp_path):
     straight = trainer(dtype=dtype)
@@ -130,6 +213,20 @@ def test_resuming_continues_to_the_same_bits(dtype, tmp_path):
     for kind in ("master", "ema"):
         expected, got = (getattr(t, kind).state_dict() for t in (straight, second))
         assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_the_log_of_a_killed_run_has_no_line_twice(tmp_path):
+    path = tmp_path / "log.jsonl"
+    first = Log(path, every=2)
+    for step in range(1, 7):
+        first.add({"step": step, "images": 8 * step, "loss": float(step)}, 8)
+    with path.open("a") as file:
+        file.write('{"step": 8, "im')  # torn
+    second = Log(path, every=2, images_seen=32)
+    for step in (5, 6):
+        second.add({"step": step, "images": 8 * step, "loss": float(step)}, 8)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["images"], line["loss"]) for line in lines] == [(16, 1.5), (32, 3.5), (48, 5.5)]
 
 
 def test_another_config_is_refused(tmp_path):
