@@ -8,6 +8,7 @@ from .convert import convert
 from .evaluate import evaluate
 from .info import info
 from .invert import invert_command
+from .report import report_command
 from .sample import sample
 from .samplers import plan, samplers_command
 from .statistics import statistics_command
@@ -33,6 +34,7 @@ for command in (
     train,
     train_classifier,
     verify_command,
+    report_command,
 ):
     cli.add_command(command)
 

@@ -12,6 +12,7 @@ LAYERS = [
         "kernels",
         "noise",
         "files",
+        "provenance",
         "dealing",
         "record",
         "tensor_file",
@@ -62,8 +63,11 @@ LAYERS = [
         "training.trainer",
     },
     {"metrics.quality", "metrics.reference"},
+    {"metrics.scoring"},
     {"metrics", "training"},
     {"verify"},
+    {"tuning", "report.measurements", "report.section"},
+    {"report"},
     {"cli", "__main__", ""},
 ]
 

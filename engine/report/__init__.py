@@ -1,0 +1,10 @@
+"""Figures of the papers, measured on the shipped network: sections that measure and draw, and the page of all."""
+
+from . import quality_vs_nfe
+from .measurements import Measurements, take
+from .section import Budget, Drawn, Finding, Point, Section, Table
+
+# In the order of the page. A figure more is a module more.
+SECTIONS: tuple[Section, ...] = (quality_vs_nfe.SECTION,)
+
+__all__ = ["SECTIONS", "Budget", "Drawn", "Finding", "Measurements", "Point", "Section", "Table", "take"]
