@@ -63,7 +63,7 @@ def report_command(
     chosen = [section for section in SECTIONS if section.name in asked or "all" in asked]
     _measure(chosen, measurements, budget, minutes)
     kept = {section.name: measurements / f"{section.name}.json" for section in SECTIONS}
-    page = write_page(out, {name: Measurements.load(path) for name, path in kept.items() if path.exists()})
+    page = write_page(out, SECTIONS, {name: Measurements.load(path) for name, path in kept.items() if path.exists()})
     click.echo(f"{page}")
 
 

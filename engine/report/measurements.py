@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,16 @@ class Measurements:
 
     def save(self) -> None:
         assert self.path is not None
-        record = {name: value for name, value in asdict(self).items() if name != "path"}
-        write_bytes(self.path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+        write_bytes(self.path, self._text().encode())
+
+    def _text(self) -> str:
+        """Strict JSON, a run and a point a line: what was measured later is seen as added lines."""
+
+        def listed(entries: list[Json]) -> str:
+            return ",\n".join(json.dumps(entry, allow_nan=False) for entry in entries)
+
+        first = f'{{"section": {json.dumps(self.section)}, "budget": {json.dumps(self.budget)}'
+        return f'{first},\n"runs": [\n{listed(self.runs)}\n],\n"points": [\n{listed(self.points)}\n]}}\n'
 
     def where(self, **settings: Any) -> list[Json]:
         """The points of these settings, in the order of measuring."""

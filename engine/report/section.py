@@ -48,8 +48,8 @@ class Budget:
         return Scorer(self.engine(getattr(torch, self.dtype)), self.images)
 
     def engine(self, dtype: torch.dtype) -> Engine:
-        """For measurements that are no scores."""
-        return Engine(self.denoiser, dtype=dtype, batch_size=self.batch, device=self.device)
+        """The model's, which returns float64: a measurement is not to round what the solver found."""
+        return Engine(self.denoiser, dtype=dtype, output_dtype=torch.float64, batch_size=self.batch, device=self.device)
 
     def score(self, sampler: Sampler | AdaptiveSampler) -> Score:
         return self._score(sampler)
