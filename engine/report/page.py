@@ -74,8 +74,8 @@ def _head(parts: Sequence[_Part]) -> str:
         "<h1>Figures of the papers, measured here</h1>\n"
         "<p>Every figure is drawn from a file of measurements, and every verdict follows from its numbers by the rule "
         "beside it. Frechet distances are taken on the features of the Fashion-MNIST classifier that ships, against "
-        "the 60,000 training images: they are not FIDs. With few images the distance is too large, by about the same for "
-        "every point of a figure, so points of one figure compare and those of different numbers of images do not. "
+        "the 60,000 training images: they are not FIDs. With few images the distance is too large, by about as much "
+        "for every point of a figure, so points of one figure compare and those of different numbers of images do not. "
         "All points of a figure draw the same seeds, 0 on, with the classes in turn. Intervals are 95% jackknives over "
         "ten blocks of seeds; those of differences are paired, seed by seed.</p>\n"
         + _table(Table("All findings", ("figure", "claim", "here"), rows))

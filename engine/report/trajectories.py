@@ -2,9 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from .section import Budget, Drawn, Finding, Point, Section, Verdict, not_measur
 
 # Data: one number, -1 or 1. sigma ends where the paper's figure does.
 SIGMA_MAX, SIGMA_MIN, LEVELS, TRAJECTORIES, SUBSTEPS = 25.0, 0.002, 400, 12, 8
+PIECES = 60
 FORMULATIONS = ("VP", "VE", "EDM")
 _X = {"VP": "s x, s = 1 / sqrt(1 + sigma^2)", "VE": "x", "EDM": "x"}
 _T = {"VP": "t, of the VP schedule", "VE": "t = sigma^2", "EDM": "t = sigma"}
@@ -48,7 +51,7 @@ def solve() -> dict[str, Any]:
 
 
 def _rounded(numbers: list[float]) -> list[float]:
-    return [float(f"{number:.7g}") for number in numbers]
+    return [float(f"{number:.10g}") for number in numbers]
 
 
 def formulation(name: str, sigmas: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,60 +66,72 @@ def formulation(name: str, sigmas: Tensor) -> tuple[Tensor, Tensor]:
     return t, Scaling(schedule, name == "VP").s(t)
 
 
-def turning(t: Tensor, x: Tensor) -> Tensor:
-    """How far the curves x [levels, n] over t turn between each two pieces, radians [levels - 2, n].
+@dataclass(frozen=True)
+class Bends:
+    """Where a curve turns, and by how much: sigma [PIECES - 1], angle in radians, curvature in radians a side."""
 
-    Drawn in a square: t and x each divided by the largest.
+    sigma: np.ndarray
+    angle: np.ndarray
+    curvature: np.ndarray
+
+
+def bends(sigmas: np.ndarray, t: np.ndarray, x: np.ndarray, height: float) -> Bends:
+    """Of x over t, both [levels], in the square in which t and ``height`` are one side.
+
+    The curve is cut into `PIECES` of equal length: between neighbouring levels, many of them very near each other,
+    an angle would be rounding error.
     """
-    slope = torch.atan2((x / x.abs().max()).diff(dim=0), (t / t.max()).diff()[:, None].expand(-1, x.shape[1]))
-    return slope.diff(dim=0).abs()
+    across, up = t / t.max(), x / height
+    length = np.concatenate([[0.0], np.hypot(np.diff(across), np.diff(up)).cumsum()])
+    even = np.linspace(0, length[-1], PIECES + 1)
+    direction = np.arctan2(np.diff(np.interp(even, length, up)), np.diff(np.interp(even, length, across)))
+    angle = np.abs(np.diff(np.unwrap(direction)))
+    return Bends(np.interp(even, length, sigmas)[1:-1], angle, angle / (length[-1] / PIECES))
 
 
 def draw(measurements: Measurements) -> Drawn:
     found = measurements.where(what="trajectories")
     claim = "trajectories of the EDM formulation, sigma(t) = t and s = 1, are straighter than those of VP and VE"
     rule = (
-        "the turning of a curve is the sum of the angles between its pieces when t and s x fill a square, the mean "
-        f"over {TRAJECTORIES} trajectories. Confirmed: EDM's is the smallest; not confirmed: it is not"
+        f"the turning of a curve is the sum of the angles between its {PIECES} pieces of equal length, when t and s x "
+        f"fill a square; the mean over {TRAJECTORIES} trajectories. Confirmed: EDM's is the smallest; not confirmed: "
+        "it is not"
     )
     if not found:
         return Drawn((not_measured(claim, rule, "no trajectories are measured yet"),))
-    sigmas, x = torch.tensor(found[0]["sigma"]), torch.tensor(found[0]["x"])
+    sigmas = torch.tensor(found[0]["sigma"], dtype=torch.float64)
+    x = torch.tensor(found[0]["x"], dtype=torch.float64)
     figure = new_figure(12, 6.5)
-    grid = figure.subplots(2, len(FORMULATIONS), sharex="col", height_ratios=[2, 1])
+    grid = figure.subplots(2, len(FORMULATIONS), height_ratios=[2, 1])
     turned, told = {}, []
     for (top, bottom), name in zip(grid.T, FORMULATIONS, strict=True):
         t, s = formulation(name, sigmas)
-        curves = s[:, None] * x
-        angles = turning(t, curves)
-        turned[name] = angles.sum(0).mean().item()
+        curves = (s[:, None] * x).numpy()
+        bent = [bends(sigmas.numpy(), t.numpy(), curve, float(np.abs(curves).max())) for curve in curves.T]
+        turned[name] = math.degrees(sum(each.angle.sum() for each in bent) / len(bent))
+        told.append(f"{name} {turned[name]:.1f} degrees, 90% of it at sigma {_where(bent)}")
         top.plot(t, curves, color=COLOURS[0], linewidth=0.8)
-        top.set(title=f"{name}: turns {math.degrees(turned[name]):.0f} degrees", ylabel=_X[name])
-        bottom.plot(t[1:-1], angles.mean(1) / _lengths(t, curves), color=COLOURS[1])
-        bottom.set(yscale="log", xlabel=_T[name], ylabel="curvature, radians\nper side of the square")
-        told.append(f"{name} {math.degrees(turned[name]):.1f} degrees, 90% of it at sigma {_where(sigmas, angles)}")
+        top.set(title=f"{name}: a trajectory turns {turned[name]:.0f} degrees", xlabel=_T[name], ylabel=_X[name])
+        for each in bent:
+            bottom.plot(each.sigma, each.curvature, color=COLOURS[1], linewidth=0.8)
+        bottom.set(xscale="log", xlabel="sigma", ylabel="curvature, radians\nper side of the square")
         for axes in (top, bottom):
             axes.grid(alpha=0.3)
     title = f"The probability-flow ODE for data of -1 and 1, ideal denoiser, sigma from {SIGMA_MIN} to {SIGMA_MAX:g}"
     figure.suptitle(title)
     verdict: Verdict = "confirmed" if turned["EDM"] < min(turned["VP"], turned["VE"]) else "not confirmed"
-    shown = "above: trajectories s x against t; below: their mean curvature, with t and s x scaled to a square"
+    shown = "above: trajectories s x against t; below: their curvature, with t and s x scaled to a square, by sigma"
     finding = Finding(claim, rule, verdict, f"turning: {'; '.join(told)}")
     return Drawn((finding,), (("trajectories", shown, figure),))
 
 
-def _lengths(t: Tensor, x: Tensor) -> Tensor:
-    """Of the curves' pieces, the mean over curves, where `turning` has its angles."""
-    across, up = (t / t.max()).diff()[:, None], (x / x.abs().max()).diff(dim=0)
-    lengths = (across.square() + up.square()).sqrt()
-    return ((lengths[1:] + lengths[:-1]) / 2).mean(1)
-
-
-def _where(sigmas: Tensor, angles: Tensor) -> str:
-    """The middle 90% of all turning."""
-    share = angles.sum(1).cumsum(0) / angles.sum()
-    first, last = (sigmas[1:-1][torch.searchsorted(share, part).clamp(max=len(share) - 1)] for part in (0.05, 0.95))
-    return f"{last:.2g} to {first:.2g}"
+def _where(bent: Sequence[Bends]) -> str:
+    """The sigmas between which the middle 90% of all turning is."""
+    sigma, angle = (np.concatenate([getattr(each, name) for each in bent]) for name in ("sigma", "angle"))
+    order = sigma.argsort()
+    share = angle[order].cumsum() / angle.sum()
+    low, high = (sigma[order][np.searchsorted(share, part)] for part in (0.05, 0.95))
+    return f"{low:.2g} to {high:.2g}"
 
 
 SECTION = Section(
