@@ -13,6 +13,7 @@ from .sample import sample
 from .samplers import plan, samplers_command
 from .statistics import statistics_command
 from .train import train, train_classifier
+from .tune import tune_command
 from .verify import verify_command
 
 
@@ -35,6 +36,7 @@ for command in (
     train_classifier,
     verify_command,
     report_command,
+    tune_command,
 ):
     cli.add_command(command)
 

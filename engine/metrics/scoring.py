@@ -24,17 +24,20 @@ def draw_measured(
     labels: Tensor | None,
     known: bool = True,
     *,
+    first: int = 0,
     sampler: Sampler | AdaptiveSampler | None = None,
     progress: bool = False,
 ) -> tuple[Tensor, float]:
-    """Draw seeds 0 to quality.count - 1 and measure each: those recognised, and the seconds that drawing alone took.
+    """Draw quality.count seeds from ``first`` on and measure each: those recognised, and the seconds of drawing.
 
     labels: a class each, int64 [N], or None. Recognised, bool [N]: the shipped classifier sees the class asked for;
     none without labels or with ``known`` false, for images that are not Fashion-MNIST's.
     """
     classifier = load_classifier()
     hits, seconds = torch.zeros(quality.count, dtype=torch.bool), 0.0
-    batches = engine.stream(seeds=range(quality.count), class_labels=labels, sampler=sampler, progress=progress)
+    batches = engine.stream(
+        seeds=range(first, first + quality.count), class_labels=labels, sampler=sampler, progress=progress
+    )
     while True:
         started = time.perf_counter()
         positions, drawn = next(batches, ((), None))
@@ -81,20 +84,23 @@ class Score:
 
 
 class Scorer:
-    """Scores of samplers on one engine, from seeds 0 to images - 1, classes in turn, against Fashion-MNIST's training
-    images. Raises ValueError for a network of other images."""
+    """Scores of samplers on one engine, against Fashion-MNIST's training images.
 
-    def __init__(self, engine: Engine, images: int) -> None:
-        self.engine, self.images = engine, images
-        self.extractor = classifier_features()
+    Raises ValueError for a network of other images.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.extractor = engine, classifier_features()
         if engine.denoiser.img_shape != self.extractor.img_shape:
             shape = list(engine.denoiser.img_shape)
             raise ValueError(f"model draws images of {shape}; allowed: {list(self.extractor.img_shape or ())}")
         self.reference = reference_statistics("fashion-mnist-train", self.extractor)
-        self.labels = torch.arange(images) % engine.denoiser.label_dim if engine.denoiser.label_dim else None
 
-    def __call__(self, sampler: Sampler | AdaptiveSampler) -> Score:
-        quality = Quality(self.extractor, self.reference, self.images, keep=False)
+    def __call__(self, sampler: Sampler | AdaptiveSampler, images: int, first: int = 0) -> Score:
+        """Of as many images, from the seed ``first`` on, classes in turn."""
+        quality = Quality(self.extractor, self.reference, images, keep=False)
+        dim = self.engine.denoiser.label_dim
+        labels = torch.arange(images) % dim if dim else None
         evaluated = 0
 
         def count(module: object, inputs: tuple[Tensor, ...], output: object) -> None:
@@ -103,11 +109,11 @@ class Scorer:
 
         counting = self.engine.denoiser.model.register_forward_hook(count)  # an adaptive sampler's are in no table
         try:
-            hits, seconds = draw_measured(self.engine, quality, self.labels, sampler=sampler)
+            hits, seconds = draw_measured(self.engine, quality, labels, sampler=sampler, first=first)
         finally:
             counting.remove()
         distance, without = quality.distances()
         half = jackknife(without)
         share = hits.double().mean().item()
-        per_image = (evaluated / self.images, seconds / self.images)
+        per_image = (evaluated / images, seconds / images)
         return Score(distance, max(distance - half, 0.0), distance + half, tuple(without), share, *per_image)

@@ -128,8 +128,8 @@ def _finding(measurements: Measurements) -> Finding:
         worst = apart.index(max(apart))
         told.append(
             f"{FASHION_MNIST_CLASSES[point['label']]}: RMS {image[1]:.3f} from the image and {mean[1]:.3f} from the "
-            f"mean, then {image[-1]:.3f} and {mean[-1]:.3f}; the network is farthest from the ideal, {apart[worst]:.3f}, "
-            f"at sigma {SIGMAS[worst]:g}"
+            f"mean, then {image[-1]:.3f} and {mean[-1]:.3f}; the network is farthest from the ideal, "
+            f"{apart[worst]:.3f}, at sigma {SIGMAS[worst]:g}"
         )
     return Finding(claim, rule, "confirmed" if holds else "not confirmed", ". ".join(told))
 

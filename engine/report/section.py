@@ -45,14 +45,14 @@ class Budget:
 
     @cached_property
     def _score(self) -> Scorer:
-        return Scorer(self.engine(getattr(torch, self.dtype)), self.images)
+        return Scorer(self.engine(getattr(torch, self.dtype)))
 
     def engine(self, dtype: torch.dtype) -> Engine:
         """The model's, which returns float64: a measurement is not to round what the solver found."""
         return Engine(self.denoiser, dtype=dtype, output_dtype=torch.float64, batch_size=self.batch, device=self.device)
 
     def score(self, sampler: Sampler | AdaptiveSampler) -> Score:
-        return self._score(sampler)
+        return self._score(sampler, self.images)
 
 
 @dataclass(frozen=True)
