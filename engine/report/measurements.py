@@ -76,17 +76,16 @@ def take(
 ) -> int:
     """Measure the points that are not there yet, saving after each; how many there still are when `time.monotonic`
     passes ``until``."""
-    run: int | None = None
     missing = [point for point in points if not measurements.where(**point.settings)]
+    run, runs = provenance(budget.torch_device) | {"command": command}, measurements.runs
     for done, point in enumerate(missing):
         if time.monotonic() > until:
             return len(missing) - done
         started = time.monotonic()
         found = point.measure()
-        if run is None:
-            measurements.runs.append(provenance(budget.torch_device) | {"command": command})
-            run = len(measurements.runs) - 1
-        measurements.points.append(point.settings | found | {"run": run})
+        if run not in runs:
+            runs.append(run)
+        measurements.points.append(point.settings | found | {"run": runs.index(run)})
         measurements.save()
         tell(f"{measurements.section} {done + 1}/{len(missing)} {point.settings} {time.monotonic() - started:.0f} s")
     return 0

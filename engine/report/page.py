@@ -36,7 +36,7 @@ def write_page(out: Path, sections: Sequence[Section], measured: Mapping[str, Me
     for section in sections:
         measurements = measured.get(section.name) or Measurements(section.name, {})
         drawn = section.draw(measurements) if measurements.points else _nothing(section)
-        parts.append((section, measurements, drawn, _save(out, drawn)))
+        parts.append((section, measurements, drawn, _save(out, drawn, measurements)))
     body = [_head(parts), *(_section(*part) for part in parts)]
     page = f"<!DOCTYPE html>\n<html lang='en'>\n{_TOP}<body>\n{''.join(body)}</body>\n</html>\n"
     write_bytes(out / PAGE, page.encode())
@@ -52,16 +52,18 @@ def _nothing(section: Section) -> Drawn:
     return Drawn((Finding(section.title, "none", "not measured", why),))
 
 
-def _save(out: Path, drawn: Drawn) -> dict[str, bytes]:
-    """Every figure as a PNG, by name."""
-    pngs = {name: _png(figure) for name, _, figure in drawn.figures}
+def _save(out: Path, drawn: Drawn, measurements: Measurements) -> dict[str, bytes]:
+    """Every figure as a PNG, by name; a line below it says where it comes from, wherever it is shown."""
+    origin = f"edm-engine report --measure {measurements.section} --images {measurements.budget.get('images')}"
+    pngs = {name: _png(figure, f"{origin}; {measurements.section}.json") for name, _, figure in drawn.figures}
     for name, png in pngs.items():
         write_bytes(out / f"{name}.png", png)
     return pngs
 
 
-def _png(figure: "Figure") -> bytes:
+def _png(figure: "Figure", origin: str) -> bytes:
     file = io.BytesIO()
+    figure.supxlabel(origin, fontsize=7, color="#555555", x=0.99, ha="right")
     figure.savefig(file, format="png", dpi=_DPI)
     return file.getvalue()
 

@@ -98,4 +98,11 @@ def _finding(measurements: Measurements) -> Finding:
     return Finding(claim, rule, verdict, numbers)
 
 
-SECTION = Section("sampler-table", "Samplers by schedules", "sampler comparisons at one NFE", points, draw)
+SECTION = Section(
+    "sampler-table",
+    "Samplers by schedules",
+    "the comparisons of samplers at equal evaluations",
+    points,
+    draw,
+    ("Times are of the runs below, on as many threads as they name, beside whatever else the machine did meanwhile.",),
+)
