@@ -106,7 +106,7 @@ def draw(measurements: Measurements) -> Drawn:
         )
     below.set(xscale="log", xlabel="sigma", ylabel="RMS distance over pixels\n(images span -1 to 1)")
     below.grid(alpha=0.3)
-    figure.legend(fontsize=8, ncols=len(measurements.points), loc="outside lower center")
+    figure.legend(fontsize=8, ncols=len(measurements.points), loc="outside upper center")
     shown = (
         "strips: an image with noise (scaled to be seen), the ideal denoiser's output, the network's; below: distances"
     )
