@@ -1,9 +1,12 @@
 """The search for churn, on scores that are known."""
 
+import json
 import random
 
 import pytest
+from click.testing import CliRunner
 
+from engine.cli import cli
 from engine.metrics import Score
 from engine.metrics.intervals import BLOCKS
 from engine.samplers import Churn
@@ -64,3 +67,19 @@ def test_differences_are_paired():
     by, half = score_of(1.5).above(score_of(1.0))
     assert (by, half) == (0.5, pytest.approx(0, abs=1e-12))
     assert score_of(1.5, spread=0.1).above(score_of(1.0))[1] > 0.1
+
+
+def test_the_command_says_what_was_found_and_keeps_it(tmp_path, monkeypatch):
+    scorer = by_distance(lambda churn: 2 - 0.1 * churn.S_churn)
+    monkeypatch.setattr("engine.cli.tune.Scorer", lambda engine: scorer)
+    out = tmp_path / "found.json"
+    run = CliRunner().invoke(cli, ["tune", "--budget", str(LEAST), "--steps", "18", "--json", str(out)])
+    assert run.exit_code == 0, run.output
+    assert "stochasticity helps: -0.746 +- 0.000 (95%, paired over seeds)" in run.output
+    assert run.output.count("--S-churn 7.456") >= 6
+    found = json.loads(out.read_text())
+    assert found["best"]["S_churn"] == 7.456
+    assert found["settings"]["budget"] == LEAST
+    assert {"device", "threads", "commit", "date"} <= set(found["provenance"])
+    run = CliRunner().invoke(cli, ["tune", "--budget", "100"])
+    assert str(run.exception) == f"budget is 100; allowed: from {LEAST} images"
