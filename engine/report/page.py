@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..files import write_bytes
 from .measurements import Json, Measurements
-from .section import Drawn, Finding, Section, Table
+from .section import Budget, Drawn, Finding, Section, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +70,9 @@ def _png(figure: "Figure", origin: str) -> bytes:
 
 def _head(parts: Sequence[_Part]) -> str:
     rows = tuple(
-        (section.title, finding.claim, finding.verdict) for section, _, drawn, _ in parts for finding in drawn.findings
+        (section.title, finding.claim, _verdict(finding, section, measurements))
+        for section, measurements, drawn, _ in parts
+        for finding in drawn.findings
     )
     return (
         "<h1>Figures of the papers, measured here</h1>\n"
@@ -86,7 +88,7 @@ def _head(parts: Sequence[_Part]) -> str:
 
 def _section(section: Section, measurements: Measurements, drawn: Drawn, pngs: Mapping[str, bytes]) -> str:
     lines = [f"<h2 id='{section.name}'>{escape(section.title)}</h2>", f"<p>After {escape(section.source)}.</p>"]
-    lines += [_finding(finding) for finding in drawn.findings]
+    lines += [_finding(finding, _verdict(finding, section, measurements)) for finding in drawn.findings]
     for name, shown, _ in drawn.figures:
         data = base64.b64encode(pngs[name]).decode()
         lines.append(f"<figure><img alt='{escape(shown, quote=True)}' src='data:image/png;base64,{data}'/>")
@@ -96,10 +98,19 @@ def _section(section: Section, measurements: Measurements, drawn: Drawn, pngs: M
     return "\n".join([*lines, _from(measurements), ""])
 
 
-def _finding(finding: Finding) -> str:
+def _verdict(finding: Finding, section: Section, measurements: Measurements) -> str:
+    """With how much of the section it is judged from, where that is not all of it."""
+    if finding.verdict == "not measured" or not measurements.budget:
+        return finding.verdict
+    settings = [point.settings for point in section.points(Budget(**measurements.budget))]
+    there = sum(bool(measurements.where(**each)) for each in settings)
+    return finding.verdict + (f" so far, from {there} of {len(settings)} points" if there < len(settings) else "")
+
+
+def _finding(finding: Finding, verdict: str) -> str:
     kind = finding.verdict.replace(" ", "-")
     return (
-        f"<div class='finding {kind}'><p><span class='verdict'>{finding.verdict}</span>: {escape(finding.claim)}.</p>"
+        f"<div class='finding {kind}'><p><span class='verdict'>{verdict}</span>: {escape(finding.claim)}.</p>"
         f"<p>{escape(finding.numbers)}.</p><p class='from'>Rule: {escape(finding.rule)}.</p></div>"
     )
 

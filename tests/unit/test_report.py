@@ -309,7 +309,7 @@ def test_the_page_is_whole_and_refers_to_nothing_else(page):
     assert not re.search(r"url\(|@import", text)
     assert len(list(page.parent.glob("*.png"))) == len(reader.images)
     for part in text.split("<h2")[1:]:
-        assert re.search("class='verdict'>(confirmed|not confirmed|different here|not measured)<", part)
+        assert re.search("class='verdict'>(confirmed|not confirmed|different here|not measured)[ <]", part)
 
 
 def test_every_figure_says_where_its_numbers_come_from(page):
@@ -327,6 +327,15 @@ def test_every_figure_says_where_its_numbers_come_from(page):
 def test_sections_that_are_not_measured_say_so(tmp_path):
     text = write_page(tmp_path, SECTIONS, {}).read_text()
     assert text.count("class='verdict'>not measured<") == len(SECTIONS)
+
+
+def test_a_verdict_from_some_of_the_points_says_so(tmp_path):
+    (section,) = (section for section in SECTIONS if section.name == "churn")
+    points = [point.settings | score(1 - 0.1 * bool(point.settings["S_churn"])) for point in section.points(Budget())]
+    some = write_page(tmp_path, [section], {"churn": measured("churn", points[:-1])}).read_text()
+    assert some.count("class='verdict'>confirmed so far, from 20 of 21 points<") == 1
+    every = write_page(tmp_path, [section], {"churn": measured("churn", points)}).read_text()
+    assert every.count("class='verdict'>confirmed<") == 1
 
 
 def test_a_browser_shows_every_figure(page, tmp_path):
