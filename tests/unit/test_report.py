@@ -3,11 +3,13 @@
 import html.parser
 import json
 import math
+import random
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -41,9 +43,10 @@ COMMITTED = ROOT / "bench" / "results" / "report"
 pytest.importorskip("matplotlib", reason="figures need matplotlib (extra figures)")
 
 
-def score(distance, nfe=9.0):
-    """Blocks alike in all scores: paired, every difference is beyond doubt."""
-    without = [distance + 0.01 * block for block in range(BLOCKS)]
+def score(distance, nfe=9.0, spread=0.0):
+    """Blocks alike in all scores: paired, every difference is beyond doubt; or with a spread of its own, not."""
+    own = random.Random(distance)
+    without = [distance + 0.01 * block + own.gauss(0, spread) for block in range(BLOCKS)]
     return Score(distance, distance * 0.9, distance * 1.1, tuple(without), 0.8, nfe, 0.01).as_json()
 
 
@@ -155,6 +158,7 @@ def test_trajectories_keep_the_quantiles_of_the_data(monkeypatch):
         begun = torch.tensor(found["x"][0], dtype=torch.float64)
         latents = (torch.special.ndtr((begun - 1) / 25) + torch.special.ndtr((begun + 1) / 25)) / 2
         assert torch.allclose(share, latents, atol=2e-3)
+    assert found["x"][0][-1] == pytest.approx(25 * NormalDist().inv_cdf(11.5 / 12), rel=1e-6)
     assert set(np.sign(found["x"][-1])) == {-1.0, 1.0}
     assert np.allclose(np.abs(found["x"][-1]), 1, atol=0.02)
 
@@ -237,6 +241,20 @@ def test_churn_is_judged_by_its_rules(with_limits, without, expected):
         points.append({"variant": churn.ALL, "S_churn": S_churn} | score(with_limits))
         points.append({"variant": churn.NONE, "S_churn": S_churn} | score(without))
     assert verdicts(churn.SECTION, points) == expected
+
+
+@pytest.mark.parametrize("distance", [0.99, 1.01])
+def test_differences_within_the_interval_confirm_nothing(distance):
+    """Nor do they make anything different."""
+    limits = [
+        {"variant": variant, "S_churn": S_churn} | score(1.0 if S_churn == 0 else distance, spread=0.1)
+        for variant, S_churn in [(churn.ALL, 0.0), (churn.ALL, 1.0), (churn.ALL, 4.0)]
+    ]
+    limits += [{"variant": churn.NONE, "S_churn": S_churn} | score(1.0, spread=0.1) for S_churn in (1.0, 4.0)]
+    assert verdicts(churn.SECTION, limits) == ["not confirmed", "not confirmed"]
+    quality = [{"what": "quality", "rho": rho, "asked_nfe": 17} | score(1.0, spread=0.1) for rho in (3, 5, 10)]
+    quality.append({"what": "quality", "rho": 7, "asked_nfe": 17} | score(0.99, spread=0.1))
+    assert verdicts(truncation.SECTION, quality)[1] == "not confirmed"
 
 
 def test_the_sampler_table_is_judged_by_its_rule():
