@@ -62,8 +62,11 @@ def report_command(
     budget = Budget(model, images, dtype, batch, device)
     chosen = [section for section in SECTIONS if section.name in asked or "all" in asked]
     _measure(chosen, measurements, budget, minutes)
-    kept = {section.name: measurements / f"{section.name}.json" for section in SECTIONS}
-    page = write_page(out, SECTIONS, {name: Measurements.load(path) for name, path in kept.items() if path.exists()})
+    paths = {section.name: measurements / f"{section.name}.json" for section in SECTIONS}
+    kept = {name: Measurements.load(path) for name, path in paths.items() if path.exists()}
+    if not kept:
+        raise ValueError(f"measurements is {measurements}; allowed: a folder that holds some, or --measure makes them")
+    page = write_page(out, SECTIONS, kept)
     click.echo(f"{page}")
 
 

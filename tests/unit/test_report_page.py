@@ -114,3 +114,6 @@ def test_an_unknown_section_or_folder_is_refused(tmp_path):
     run = CliRunner().invoke(cli, ["report", "--measure", "everything"])
     assert run.exit_code == 2
     assert "'everything' is not one of" in run.output
+    run = CliRunner().invoke(cli, ["report", "--out", str(tmp_path / "out"), "--measurements", str(tmp_path)])
+    assert str(run.exception).startswith(f"measurements is {tmp_path}; allowed: a folder that holds some")
+    assert not (tmp_path / "out").exists()
