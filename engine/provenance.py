@@ -1,6 +1,7 @@
 """Where a measurement comes from: device, versions, commit and date, without which a figure means nothing."""
 
 import platform
+import shutil
 import subprocess
 from datetime import date
 from importlib.metadata import version
@@ -27,8 +28,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Of the checkout this file is in; the version where it is in none."""
-    if not (_ROOT / ".git").exists():
+    """Of the checkout this file is in; the version where it is in none, or where nothing reads it."""
+    if not (_ROOT / ".git").exists() or shutil.which("git") is None:
         return f"version {version('edm-engine')}"
     commit = _git("rev-parse", "--short", "HEAD")
     return commit + ("+changes" if _git("status", "--porcelain", "-uno", "--", *_CODE) else "")

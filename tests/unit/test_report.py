@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import engine
+from engine import provenance
 from engine.metrics import Quality, Score, Scorer, classifier_features, reference_statistics
 from engine.preconditioning import EDM
 from engine.report import Budget, Measurements, Point, take, trajectories
@@ -45,6 +46,13 @@ def test_measuring_goes_on_where_it_was_interrupted(tmp_path):
     assert {"device", "threads", "torch", "commit", "date"} <= set(found.runs[0])
     assert take(found, counted(calls), budget, "a third", until=-math.inf) == 0
     assert take(Measurements.of(tmp_path / "new", "some", budget), counted([]), budget, "late", until=-math.inf) == 4
+
+
+def test_provenance_is_of_the_checkout_or_of_the_version(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    assert provenance.provenance(cpu)["threads"] == torch.get_num_threads()
+    monkeypatch.setattr(provenance, "_ROOT", tmp_path)
+    assert provenance.provenance(cpu)["commit"] == f"version {engine.__version__}"
 
 
 def test_points_of_different_budgets_are_not_mixed(tmp_path):
