@@ -29,13 +29,14 @@ def style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
 
 
-def scores_against(axes: "Axes", points: Sequence[Json], x: str, label: str, index: int) -> None:
+def scores_against(axes: "Axes", points: Sequence[Json], x: str, label: str, index: int, joined: bool = True) -> None:
     """Frechet distances with their intervals against an entry of the points."""
     ordered = sorted(points, key=lambda point: point[x])
     scores = [Score.from_json(point) for point in ordered]
     bars = [[s.distance - s.low for s in scores], [s.high - s.distance for s in scores]]
     at = [point[x] for point in ordered]
-    axes.errorbar(at, [s.distance for s in scores], yerr=bars, label=label, capsize=2, elinewidth=0.7, **style(index))
+    look = style(index) | {"label": label, "capsize": 2, "elinewidth": 0.7, "linestyle": "-" if joined else "none"}
+    axes.errorbar(at, [s.distance for s in scores], yerr=bars, **look)
 
 
 def distance_axis(axes: "Axes", images: int) -> None:

@@ -6,7 +6,7 @@ from ..metrics import Score
 from ..samplers import REGISTRY, Sampler, ablation
 from ..samplers.levels import Discretization
 from .measurements import Json, Measurements
-from .plotting import COLOURS, distance_axis, new_figure
+from .plotting import distance_axis, new_figure, scores_against
 from .section import Budget, Drawn, Finding, Point, Section, Table, Verdict, not_measured, score_point
 
 NFE = 18
@@ -41,13 +41,12 @@ def draw(measurements: Measurements) -> Drawn:
     axes = figure.subplots()
     names = list(samplers())
     for index, schedule in enumerate(SCHEDULES):
-        for at, name in enumerate(names):
-            for point in measurements.where(solver=name, schedule=schedule):
-                score = Score.from_json(point)
-                bars = [[score.distance - score.low], [score.high - score.distance]]
-                place = [at + (index - 1.5) * 0.2]
-                label = f"{schedule} levels" if at == 0 else None
-                axes.bar(place, [score.distance], 0.2, yerr=bars, color=COLOURS[index], label=label, capsize=2)
+        found = [
+            point | {"place": names.index(point["solver"]) + (index - 1.5) * 0.15}
+            for point in measurements.where(schedule=schedule)
+        ]
+        if found:
+            scores_against(axes, found, "place", f"{schedule} levels", index, joined=False)
     axes.set_xticks(range(len(names)), names, rotation=25, ha="right")
     axes.set(
         yscale="log", xlabel="sampler", title=f"At most {NFE} evaluations an image, {measurements.budget['model']}"

@@ -45,11 +45,14 @@ class Budget:
 
     @cached_property
     def _score(self) -> Scorer:
-        return Scorer(self.engine(getattr(torch, self.dtype)))
+        return Scorer(self._engine(getattr(torch, self.dtype), torch.float32))
+
+    def _engine(self, dtype: torch.dtype, output_dtype: torch.dtype) -> Engine:
+        return Engine(self.denoiser, dtype=dtype, output_dtype=output_dtype, batch_size=self.batch, device=self.device)
 
     def engine(self, dtype: torch.dtype) -> Engine:
-        """The model's, which returns float64: a measurement is not to round what the solver found."""
-        return Engine(self.denoiser, dtype=dtype, output_dtype=torch.float64, batch_size=self.batch, device=self.device)
+        """The model's, for what is no score: it returns float64, so as not to round what the solver found."""
+        return self._engine(dtype, torch.float64)
 
     def score(self, sampler: Sampler | AdaptiveSampler) -> Score:
         return self._score(sampler, self.images)

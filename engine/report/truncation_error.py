@@ -60,7 +60,7 @@ def draw(measurements: Measurements) -> Drawn:
     for index, point in enumerate(sorted(measurements.where(what="error"), key=lambda point: point["rho"])):
         left.plot(point["sigma"], point["error"], label=f"rho = {point['rho']}", **style(index))
     left.set(xscale="log", yscale="log", xlabel="sigma at which the step begins")
-    left.set_ylabel("error of one Heun step, RMS over pixels (images span -1 to 1)")
+    left.set_ylabel("RMS error of one Heun step (pixels span -1 to 1)")
     left.set_title(f"Truncation error, {STEPS} steps, {TRAJECTORIES} trajectories, float32")
     left.grid(alpha=0.3)
     for index, nfe in enumerate(QUALITY_NFE):

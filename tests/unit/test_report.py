@@ -13,7 +13,7 @@ import engine
 from engine import provenance
 from engine.metrics import Quality, Score, Scorer, classifier_features, reference_statistics
 from engine.preconditioning import EDM
-from engine.report import Budget, Measurements, Point, take, trajectories
+from engine.report import Budget, Measurements, Point, churn, take, trajectories
 from engine.report import truncation_error as truncation
 from engine.report.between import Between
 from engine.samplers import edm, rk45
@@ -82,6 +82,23 @@ def test_scores_are_those_of_the_measures_and_count_evaluations():
     assert loose.nfe >= 9
     with pytest.raises(ValueError, match=r"model draws images of \[1, 4, 4\]; allowed: \[1, 32, 32\]"):
         Scorer(engine.Engine(gaussian()))
+
+
+@dataclass(frozen=True)
+class OnWavy(Budget):
+    """Images of the classifier's size, quickly."""
+
+    @property
+    def denoiser(self):
+        return wavy(EDM(), shape=(1, 32, 32), label_dim=10)
+
+
+def test_points_of_scores_are_those_of_a_scorer():
+    (point, *_) = churn.points(OnWavy(images=20, batch=7))
+    assert point.settings == {"variant": churn.ALL, "S_churn": 0.0, "steps": 18}
+    prepared = engine.Engine(OnWavy().denoiser, dtype=torch.bfloat16, batch_size=7)
+    expected = Scorer(prepared)(edm(18), 20).as_json()
+    assert point.measure() | {"seconds": 0} == expected | {"seconds": 0}
 
 
 @dataclass(frozen=True)
