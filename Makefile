@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := CMakeLists.txt pyproject.toml constraints.txt $(wildcard csrc/*)
 
-.PHONY: sample test test-slow lint build bench gpu-build test-gpu bench-gpu clean
+.PHONY: sample test test-slow lint build bench report report-fresh gpu-build test-gpu bench-gpu clean
 
 sample: build
 	$(BIN)/edm-engine sample --model fashion-mnist --seeds 0-63 --class 0-9 --steps 18 --S-churn 0 --out out/ --grid
@@ -38,6 +38,13 @@ $(STAMP): $(NATIVE)
 
 bench: build
 	$(BIN)/python -m bench.bench_advance
+
+# From bench/results/report; then measured anew, which takes hours and goes on where it was interrupted.
+report: build
+	$(BIN)/edm-engine report --out out/report
+
+report-fresh: build
+	$(BIN)/edm-engine report --measure all --measurements out/report-fresh --out out/report-fresh
 
 # With a GPU: the machine's own Python and nvcc; nothing is downloaded. It must hold torch, triton, numpy, safetensors,
 # pillow, tqdm, click, and to build and test scikit-build-core, pybind11, cmake, ninja, pytest, hypothesis, mpmath.

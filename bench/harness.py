@@ -2,17 +2,16 @@
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from engine.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -74,29 +73,6 @@ def launches(call: Callable[[], object], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Device, versions, commit and date: what a figure means nothing without."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit + ("+changes" if dirty else ""),
-        "date": date.today().isoformat(),
-    }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    fields = dict(part.split(":", 1) for part in reversed(lines) if ":" in part)
-    flags = {key.strip(): value for key, value in fields.items()}.get("flags", "").split()
-    widest = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags), "no AVX2")
-    name = {key.strip(): value.strip() for key, value in fields.items()}.get("model name", platform.processor())
-    return f"{name} ({widest})"
 
 
 def write(name: str, device: torch.device, rows: list[dict[str, Any]], notes: str) -> Path:

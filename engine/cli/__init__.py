@@ -10,10 +10,12 @@ from .evaluate import evaluate
 from .info import info
 from .invert import invert_command
 from .loss_curve import loss_curve_command
+from .report import report_command
 from .sample import sample
 from .samplers import plan, samplers_command
 from .statistics import statistics_command
 from .train import train, train_classifier
+from .tune import tune_command
 from .verify import verify_command
 from .zero_snr import zero_snr_command
 
@@ -39,6 +41,8 @@ for command in (
     loss_curve_command,
     zero_snr_command,
     verify_command,
+    report_command,
+    tune_command,
 ):
     cli.add_command(command)
 

@@ -1,6 +1,5 @@
 """``edm-engine evaluate``: draw images and measure how good they are, with intervals, in one table."""
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from ..metrics import (
     Measure,
     Quality,
     classifier_features,
+    draw_measured,
     first_features,
     frechet_distance,
     inception_features,
-    load_classifier,
     real_images,
     reference_statistics,
 )
@@ -87,7 +86,7 @@ def evaluate(
     extractor = inception_features(inception, device) if inception else classifier_features()
     quality, real, missing = _prepare(reference or _TRAIN, extractor, images)
     labels = torch.arange(images) % engine.denoiser.label_dim if engine.denoiser.label_dim else None
-    hits, seconds = _draw(engine, quality, labels, known)
+    hits, seconds = draw_measured(engine, quality, labels, known, progress=True)
     found = quality.measures(real, missing)
     nfe: int | str = Plan(sampler, denoiser.preconditioning).nfe if isinstance(sampler, Sampler) else "adaptive"
     recognised = Measure("recognised", missing=f"the classifier knows Fashion-MNIST, not images of {model}")
@@ -115,24 +114,6 @@ def _prepare(reference: str, extractor: FeatureExtractor, images: int) -> tuple[
     except (ValueError, FileNotFoundError) as error:
         return Quality(extractor, statistics, images, keep=False), None, str(error)
     return Quality(extractor, statistics, images), first_features(batches, extractor, images), ""
-
-
-def _draw(engine: Engine, quality: Quality, labels: Tensor | None, known: bool) -> tuple[Tensor, float]:
-    """Draw and measure all images: those recognised, bool [N], and the seconds that drawing alone took."""
-    classifier = load_classifier()
-    hits, seconds = torch.zeros(quality.count, dtype=torch.bool), 0.0
-    batches = engine.stream(seeds=range(quality.count), class_labels=labels, progress=True)
-    while True:
-        started = time.perf_counter()
-        positions, drawn = next(batches, ((), None))
-        if drawn is None:
-            return hits, seconds
-        drawn = drawn.cpu()
-        seconds += time.perf_counter() - started
-        quality.add(positions, drawn)
-        if known and labels is not None:
-            at = list(positions)
-            hits[at] = classifier.classify(drawn.clamp(-1, 1)) == labels[at]
 
 
 def _by_class(labels: Tensor, hits: Tensor) -> str:

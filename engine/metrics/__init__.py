@@ -7,6 +7,7 @@ from .inception_score import ClassSums
 from .manifolds import PrecisionRecall, precision_recall
 from .quality import Measure, Quality
 from .reference import first_features, measure, real_images, reference_statistics
+from .scoring import Score, Scorer, draw_measured
 from .statistics import Statistics
 
 __all__ = [
@@ -16,8 +17,11 @@ __all__ = [
     "Measure",
     "PrecisionRecall",
     "Quality",
+    "Score",
+    "Scorer",
     "Statistics",
     "classifier_features",
+    "draw_measured",
     "first_features",
     "frechet_distance",
     "inception_features",

@@ -12,6 +12,7 @@ LAYERS = [
         "kernels",
         "noise",
         "files",
+        "provenance",
         "dealing",
         "record",
         "tensor_file",
@@ -67,8 +68,11 @@ LAYERS = [
         "training.trainer",
     },
     {"metrics.quality", "metrics.reference"},
+    {"metrics.scoring"},
     {"metrics", "training"},
     {"verify", "verify.precision"},
+    {"tuning", "report.measurements", "report.section"},
+    {"report"},
     {"cli", "__main__", ""},
 ]
 

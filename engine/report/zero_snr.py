@@ -1,0 +1,120 @@
+"""Zero terminal SNR: how much signal a schedule leaves at its last timestep, and which timesteps are visited."""
+
+from collections.abc import Iterator
+from typing import get_args
+
+from .. import discrete
+from .measurements import Measurements
+from .plotting import COLOURS, MARKERS, new_figure
+from .section import Budget, Drawn, Finding, Point, Section, Table, not_measured
+
+T, STEPS = 1000, (5, 25)
+SCHEDULES = get_args(discrete.Schedule)
+SPACINGS = get_args(discrete.Spacing)
+
+
+def points(budget: Budget) -> Iterator[Point]:
+    for schedule in SCHEDULES:
+        yield Point({"what": "terminal", "schedule": schedule}, lambda s=schedule: terminal(s))  # type: ignore[misc]
+    for steps in STEPS:
+        for spacing in SPACINGS:
+            yield Point(
+                {"what": "timesteps", "steps": steps, "spacing": spacing},
+                lambda n=steps, s=spacing: {"timesteps": discrete.timesteps(T, n, s)},  # type: ignore[misc]
+            )
+
+
+def terminal(schedule: discrete.Schedule) -> dict[str, float]:
+    """sqrt(alpha_bar_T), the share of the image's amplitude left at the last timestep, as it is and rescaled."""
+    betas = discrete.betas(schedule, T)
+    bars = (discrete.alpha_bar(betas), discrete.alpha_bar(discrete.zero_terminal_snr(betas)))
+    usual, rescaled = (bar[-1].sqrt().item() for bar in bars)
+    return {"signal": usual, "signal_rescaled": rescaled, "snr": discrete.snr(bars[0])[-1].item()}
+
+
+def draw(measurements: Measurements) -> Drawn:
+    findings = (_terminal(measurements), _timesteps(measurements), brightness(measurements), _rescale())
+    chosen = measurements.where(what="timesteps")
+    if not chosen:
+        return Drawn(findings)
+    figure = new_figure(10, 4)
+    axes = figure.subplots()
+    names = [f"{point['spacing']}, S = {point['steps']}" for point in chosen]
+    for row, point in enumerate(chosen):
+        kind = SPACINGS.index(point["spacing"])
+        axes.plot(point["timesteps"], [row] * len(point["timesteps"]), MARKERS[kind], color=COLOURS[kind], markersize=5)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.axvline(T, color="black", linestyle=":", linewidth=0.8)
+    axes.set(xlabel=f"timestep visited, of 1 (image) to {T} (noise; dotted)", title="Which timesteps are visited")
+    axes.grid(alpha=0.3, axis="x")
+    shown = "the timesteps that leading, linspace and trailing visit at S = 5 and 25"
+    return Drawn(findings, (("zero-snr", shown, figure),), _tables(measurements))
+
+
+def _tables(measurements: Measurements) -> tuple[Table, ...]:
+    timesteps = tuple(
+        (point["spacing"], str(point["steps"]), " ".join(map(str, point["timesteps"])))
+        for point in measurements.where(what="timesteps")
+    )
+    signals = tuple(
+        (point["schedule"], f"{point['signal']:.4g}", f"{point['snr']:.3g}", f"{point['signal_rescaled']:.3g}")
+        for point in measurements.where(what="terminal")
+    )
+    return (
+        Table(f"Timesteps of T = {T}", ("spacing", "S", "timesteps"), timesteps),
+        Table(
+            "Signal left at the last timestep",
+            ("schedule", "sqrt(alpha_bar_T)", "SNR", "sqrt(alpha_bar_T), rescaled"),
+            signals,
+        ),
+    )
+
+
+def _terminal(measurements: Measurements) -> Finding:
+    claim = "common schedules leave signal at their last timestep; rescaled by Algorithm 1 they leave none"
+    rule = "Confirmed: sqrt(alpha_bar_T) is above 0 for every schedule, and exactly 0 for every rescaled one"
+    found = measurements.where(what="terminal")
+    if len(found) < len(SCHEDULES):
+        return not_measured(claim, rule, f"{len(found)} of {len(SCHEDULES)} schedules are measured")
+    holds = all(point["signal"] > 0 and point["signal_rescaled"] == 0 for point in found)
+    told = ", ".join(f"{point['schedule']} {point['signal']:.4g}" for point in found)
+    return Finding(
+        claim,
+        rule,
+        "confirmed" if holds else "not confirmed",
+        f"sqrt(alpha_bar_T): {told}; rescaled: all 0" if holds else told,
+    )
+
+
+def _timesteps(measurements: Measurements) -> Finding:
+    claim = "leading never visits the last timestep, where sampling begins; linspace and trailing do"
+    rule = f"Confirmed: for every S the first timestep of leading is below T = {T}, and of the others it is T"
+    found = measurements.where(what="timesteps")
+    if len(found) < len(STEPS) * len(SPACINGS):
+        return not_measured(claim, rule, f"{len(found)} of {len(STEPS) * len(SPACINGS)} selections are measured")
+    holds = all((point["timesteps"][0] < T) == (point["spacing"] == "leading") for point in found)
+    told = ", ".join(f"{point['spacing']} at S = {point['steps']} begins at {point['timesteps'][0]}" for point in found)
+    return Finding(claim, rule, "confirmed" if holds else "not confirmed", told)
+
+
+def brightness(measurements: Measurements) -> Finding:
+    """Mean brightness of samples of models trained with and without zero terminal SNR; points of what="brightness"
+    are where it will come from."""
+    claim = "a model trained without zero terminal SNR draws images of medium brightness; trained with it, of all"
+    return not_measured(claim, "none yet", "it needs two models trained alike but for the schedule; none are measured")
+
+
+def _rescale() -> Finding:
+    claim = "guidance rescale keeps strongly guided images from overexposure"
+    why = "it needs a network trained with label dropout, which the shipped one is not"
+    return not_measured(claim, "none yet", why)
+
+
+SECTION = Section(
+    "zero-snr",
+    "Zero terminal SNR and timestep selection",
+    'Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed"',
+    points,
+    draw,
+)
