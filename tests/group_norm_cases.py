@@ -48,18 +48,31 @@ def doubled(value):
     return value.double() if isinstance(value, torch.Tensor) else value
 
 
-def check_against_torch(tried, arguments, options):
-    """Both results of ``tried`` within 1.5 of torch's error in the same dtype, root mean square and maximum."""
-    x, dtype = arguments[0], arguments[0].dtype
+def moved(value, device):
+    """Tensors of a value, a tuple, a list or a dict on a device."""
+    if isinstance(value, dict):
+        return {name: moved(each, device) for name, each in value.items()}
+    if isinstance(value, Resample):
+        return value._replace(filter=value.filter.to(device))
+    if isinstance(value, tuple | list):
+        return type(value)(moved(each, device) for each in value)
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def check_against_torch(tried, arguments, options, device="cpu"):
+    """Both results of ``tried`` within 1.5 of torch's error in the same dtype on the device, root mean square and
+    maximum, against float64."""
+    dtype = arguments[0].dtype
     wide = ops.group_norm(*wide_of(arguments), silu=True, **wide_of(options))
+    arguments, options = moved(arguments, device), moved(options, device)
     plain = ops.group_norm(*arguments, silu=True, **options)
     got = tried(*arguments, silu=True, **options)
     for mine, torchs, exact in zip(got, plain, wide, strict=True):
         assert mine.dtype == dtype
         assert mine.shape == torchs.shape
         assert mine.is_contiguous(memory_format=torch.channels_last)
-        error, allowed = (mine.double() - exact).abs(), (torchs.double() - exact).abs()
+        error, allowed = ((t.cpu().double() - exact).abs() for t in (mine, torchs))
         least = torch.finfo(dtype).eps * exact.abs().max()  # a lucky torch, of a few elements, is no yardstick
         assert error.square().mean().sqrt() <= 1.5 * allowed.square().mean().sqrt() + least
         assert error.max() <= 1.5 * allowed.max() + least
-    assert (got[1] is x) == (not {"beside", "keep", "resample"} & set(options))
+    assert (got[1] is arguments[0]) == (not {"beside", "keep", "resample"} & set(options))

@@ -18,8 +18,8 @@ from .types import DTYPES, JsonObject
 def convert(source: str, target: Path, dtype: str, config: dict[str, Any] | None) -> None:
     """Read the checkpoint SOURCE and write it to TARGET as safetensors with the config inside.
 
-    SOURCE is an EDM pickle, a checkpoint of score_sde_pytorch or guided-diffusion, or any other that can be sampled
-    from. Nothing in it is executed.
+    SOURCE is an EDM pickle, a checkpoint of score_sde_pytorch or guided-diffusion, or one of this format. Nothing in it
+    is executed. A folder of diffusers stays what it is: its network is none of ours.
     """
     denoiser = checkpoints.load(source, config=config)
     denoiser.save(target, dtype=getattr(torch, dtype), notes={"converted_from": Path(source).name})

@@ -12,7 +12,7 @@ from .types import DTYPES
 
 
 @click.command("verify")
-@click.option("--model", default="fashion-mnist", show_default=True, help="A shipped name or a safetensors file.")
+@click.option("--model", default="fashion-mnist", show_default=True, help="A shipped name or a checkpoint.")
 @click.option("--backend", default="all", show_default=True, help="One by name, or all that can run here.")
 @click.option("--device", default="all", show_default=True, help="cpu, cuda, or all that are here.")
 @click.option(

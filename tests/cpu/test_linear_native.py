@@ -67,3 +67,17 @@ def test_errors():
         _native.linear_cpu(0, 0, 0, 0, 0, 1, 1, 1, False)
     with pytest.raises(ValueError, match="linear: threads must be in"):
         _native.linear_cpu(0, 0, 0, 0, 0, 0, 1, 1, False, 0)
+    x, weight, bias, add = case(3, 8, 5)
+    for bad_x, bad_add in ((x[:, :7].contiguous(), add), (x, add[:2]), (x[0], None)):
+        with pytest.raises(ValueError, match=r"x is \[.*, add .*; allowed: \[B, 8\], and None or \[B, 5\]"):
+            native_ops.linear(bad_x, weight, bias, add=bad_add)
+
+
+def test_the_default_dtype_of_torch_is_not_asked():
+    x, weight, bias, _ = case(3, 8, 5)
+    expected = native_ops.linear(x, weight, bias)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(native_ops.linear(x, weight, bias), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

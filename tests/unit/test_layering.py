@@ -1,4 +1,4 @@
-"""Imports point one way: api -> loop -> backends -> {kernels, _native, reference}; design section 2."""
+"""Imports point one way: api -> loop -> backends -> {kernels, _native, reference}."""
 
 import ast
 from pathlib import Path

@@ -41,3 +41,9 @@ def test_tf32_in_another_module_is_said(monkeypatch):
     _warn_of_tf32(wavy(EDM()).model)  # no convolution
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     _warn_of_tf32(network)
+
+
+def test_what_an_engine_has_prepared_is_not_prepared_again():
+    prepared = engine.Engine(small_unet()).denoiser
+    with pytest.raises(ValueError, match="one that an engine has prepared; allowed: the denoiser it was made of"):
+        engine.Engine(prepared)

@@ -70,6 +70,15 @@ def test_one_read_of_narrow_groups(made, tmp_path):
     check(group_norm._slab_kernel, launch, 90, tmp_path, vectors=False)
 
 
+def test_images_of_one_pixel(made, tmp_path):
+    """A size of 1 is a constant to Triton, with other operations than a number has."""
+    arguments, _ = case((1, 128, 1, 1), BF16)
+    (launch,) = made(1, arguments, {}).values()
+    check(group_norm._slab_kernel, launch, 90, tmp_path, vectors=False)
+    for name, launch in made(10**6, arguments, {}).items():
+        check(getattr(group_norm, name), launch, 90, tmp_path, vectors=False)
+
+
 @pytest.mark.parametrize("sm", [80, 90, 100])
 @pytest.mark.parametrize(
     ("dtype", "given", "taps"), [(BF16, ALL, ()), (F16, ("add",), (1, 1)), (F32, ("keep",), (1, 3, 3, 1))], ids=str
