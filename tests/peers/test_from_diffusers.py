@@ -6,10 +6,12 @@ import sys
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import engine
 from engine.adapters import from_diffusers
+from engine.cli import cli
 from engine.preconditioning import EDM, Discrete
 from tests.peers.compare import FLOAT32
 
@@ -249,3 +251,17 @@ def test_refused(make, given, message):
 def test_importing_engine_does_not_import_diffusers():
     code = "import sys, engine; engine.load('fashion-mnist'); sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_info_of_a_folder(tmp_path):
+    """What `edm-engine info` prints of a pipeline's folder, and of a network whose labels are embeddings."""
+    diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler()).save_pretrained(tmp_path / "plain")
+    conditional_unet().save_pretrained(tmp_path / "conditional")
+    diffusers.DDPMScheduler().save_pretrained(tmp_path / "conditional")
+    plain, conditional = (CliRunner().invoke(cli, ["info", str(tmp_path / n)]) for n in ("plain", "conditional"))
+    assert plain.exit_code == 0, plain.output
+    assert "images of 3x8x8\n" in plain.output
+    assert "GFLOP an image and evaluation" in plain.output
+    assert "Discrete(" in plain.output
+    assert conditional.exit_code == 0, conditional.output
+    assert "numbers of embeddings" in conditional.output
