@@ -55,7 +55,8 @@ test-gpu: gpu-build
 	$(PYTHON) -c "import sys, torch; from engine import _native; \
 	    sys.exit(None if torch.cuda.is_available() and _native.cuda_built else 'test-gpu needs a CUDA device and nvcc')"
 	$(PYTHON) -m pytest -m "slow or not slow" tests/gpu
-	$(PYTHON) -m pytest tests/cpu tests/unit/test_advance.py tests/unit/test_cuda_source.py tests/unit/test_triton_ptx.py
+	$(PYTHON) -m pytest tests/cpu tests/unit/test_advance.py tests/unit/test_cuda_source.py tests/unit/test_triton_ptx.py \
+	    tests/unit/test_triton_networks_ptx.py
 
 bench-gpu: gpu-build
 	$(PYTHON) -m bench.bench_advance --device cuda
