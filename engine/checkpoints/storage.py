@@ -79,6 +79,17 @@ class StoredTensor:
         return flat.as_strided(self.size, self.stride).contiguous()
 
 
+def stored(tensor: Tensor) -> StoredTensor:
+    """A tensor that has been loaded, as if it were still in its file."""
+    dense = tensor.detach().contiguous()
+    data = dense.reshape(-1).view(torch.uint8)
+
+    def read(start: int, count: int) -> bytes:
+        return data[start : start + count].numpy().tobytes()
+
+    return StoredTensor(Storage(dense.dtype, dense.numel(), read), 0, tuple(dense.shape), dense.stride())
+
+
 def rebuild_tensor(storage: object, offset: object, size: object, stride: object, budget: Budget) -> StoredTensor:
     """The view that a file describes; ValueError if it reaches beyond its storage or repeats elements."""
     if not isinstance(storage, Storage):

@@ -1,5 +1,6 @@
-"""Files of torch.save, both formats, read by the restricted machine: `torch.load(weights_only=True)` knows more names
-and lets a file ask for any amount of memory (a storage's size, FloatTensor(10**12)); here a storage is its own bytes.
+"""Files of torch.save, both formats, read by the restricted machine: alone where they lie inside pickles, and before
+`torch.load(weights_only=True)`, which knows more names and lets a file ask for any amount of memory (a storage's size,
+FloatTensor(10**12)); here a storage is its own bytes.
 """
 
 import io
