@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from .. import checkpoints, samplers
+from .. import samplers
+from ..engine import Engine
 from ..record import write as write_record
-from ..training.brightness import compare, summary
+from ..training.brightness import TRAINED, compare, summary
 from ..training.data import FASHION_MNIST_CLASSES, fashion_mnist
-from .train import data_option, train
-
-_TRAINED = {"zero snr": "zero-snr", "usual": "usual-snr"}
+from ..training.run import quick_network
+from .train import data_option
 
 
 @click.command("zero-snr")
@@ -22,10 +22,7 @@ _TRAINED = {"zero snr": "zero-snr", "usual": "usual-snr"}
 @click.option("--out", type=click.Path(path_type=Path), default="runs/zero-snr", show_default=True)
 @click.option("--json", "table", type=click.Path(path_type=Path, dir_okay=False), default="zero-snr.json")
 @data_option
-@click.pass_context
-def zero_snr_command(
-    context: click.Context, images: int, per_class: int, steps: int, out: Path, table: Path, data: Path
-) -> None:
+def zero_snr_command(images: int, per_class: int, steps: int, out: Path, table: Path, data: Path) -> None:
     """Train two small networks, with zero terminal SNR and without, and compare how bright their samples are.
 
     Both predict v and are the same but for the betas. Training goes on from the checkpoints in OUT.
@@ -33,11 +30,10 @@ def zero_snr_command(
     sampler = samplers.ddim(steps, discretization="trailing")
     real, labels = fashion_mnist(data)
     rows: list[dict[str, Any]] = []
-    for trained, preset in _TRAINED.items():
-        context.invoke(train, preset=preset, quick=True, images=images, out=out / preset, data=data)
-        denoiser = checkpoints.load(str(out / preset / "ema.safetensors"))
+    for trained, preset in TRAINED.items():
+        drawing = Engine(quick_network(preset, images, out / preset, data))
         rows += compare(
-            trained, denoiser, real, labels, sampler=sampler, per_class=per_class, classes=FASHION_MNIST_CLASSES
+            trained, drawing, real, labels, sampler=sampler, per_class=per_class, classes=FASHION_MNIST_CLASSES
         )
     found = {trained: summary(list(some)) for trained, some in itertools.groupby(rows, lambda row: row["trained"])}
     command = f"edm-engine zero-snr --images {images} --per-class {per_class} --steps {steps}"
@@ -50,4 +46,6 @@ def zero_snr_command(
             f"data {row['mean_brightness_data']:.3f}"
         )
     for trained, figures in found.items():
-        click.echo(f"{trained}: slope {figures['slope']:.3f}, mean difference {figures['mean_difference']:.3f}")
+        low, high = figures["interval"]
+        apart = figures["mean_difference"]
+        click.echo(f"{trained}: slope {figures['slope']:.3f} ({low:.3f} to {high:.3f}), mean difference {apart:.3f}")

@@ -16,6 +16,17 @@ def blocks_of(count: int) -> Tensor:
     return torch.arange(BLOCKS).repeat_interleave(torch.tensor(bounds).diff())
 
 
+def means_without(values: Tensor) -> list[float]:
+    """The mean of values [N], without each block in turn: what `jackknife` takes.
+
+    Raises ValueError for fewer values than blocks.
+    """
+    if len(values) < BLOCKS:
+        raise ValueError(f"values has {len(values)} entries; allowed: one a block at least, {BLOCKS}")
+    block = blocks_of(len(values))
+    return [values[block != left_out].double().mean().item() for left_out in range(BLOCKS)]
+
+
 def jackknife(without: Sequence[float]) -> float:
     """Half the width of a 95% interval of a measure, from its values with each block of images left out in turn.
 

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import sample
-from ..denoiser import Denoiser
-from ..metrics.intervals import blocks_of, jackknife
+from ..engine import Engine
+from ..metrics.intervals import jackknife, means_without
 from ..samplers import Sampler
+
+Rows = Sequence[dict[str, Any]]
+# Trained alike but for the betas, with zero terminal SNR and without: their names in tables, and their presets.
+TRAINED = {"zero snr": "zero-snr", "usual": "usual-snr"}
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -23,7 +26,7 @@ def brightness(images: Tensor) -> Tensor:
 
 def compare(
     trained: str,
-    denoiser: Denoiser,
+    drawing: Engine,
     images: Tensor,
     labels: Tensor,
     *,
@@ -33,30 +36,41 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
     """One row a class: the mean brightness of ``per_class`` samples with its 95% interval, and that of real images.
 
-    images [N, C, H, W] in [-1, 1] with labels [N]; seeds count from 0. Raises ValueError for fewer than 20 a class.
+    images [N, C, H, W] in [-1, 1] with labels [N]; seeds count from 0. "without" of a row: the mean without each block
+    of samples. Raises ValueError for fewer than 20 a class.
     """
     if per_class < 20:
         raise ValueError(f"per_class is {per_class}; allowed: from 20, for intervals over blocks of samples")
     for label, name in enumerate(classes):
         seeds = range(label * per_class, (label + 1) * per_class)
-        drawn = brightness(sample(denoiser, seeds=seeds, class_labels=label, sampler=sampler))
-        block = blocks_of(per_class)
-        half = jackknife([drawn[block != b].mean().item() for b in block.unique().tolist()])
-        mean = drawn.mean().item()
+        drawn = brightness(drawing.sample(seeds=seeds, class_labels=label, sampler=sampler)).cpu()
+        mean, without = drawn.mean().item(), means_without(drawn)
+        half = jackknife(without)
         yield {
             "trained": trained,
             "class": name,
             "mean_brightness_samples": mean,
             "interval": [mean - half, mean + half],
+            "without": without,
             "mean_brightness_data": brightness(images[labels == label]).mean().item(),
         }
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Over the classes of rows of one network: the slope of the samples' brightness by the data's, 1 where all is well
-    and below it where dark and bright are drawn together; and the mean absolute difference."""
-    drawn = torch.tensor([row["mean_brightness_samples"] for row in rows], dtype=torch.float64)
+def slope(rows: Rows) -> tuple[float, list[float]]:
+    """Of the samples' brightness by the data's over the classes of rows of one network: 1 where all is well, below it
+    where dark and bright are drawn together. And without each block of samples, of every class at once: no two classes
+    share a seed, so that blocks are independent."""
     real = torch.tensor([row["mean_brightness_data"] for row in rows], dtype=torch.float64)
+    drawn = torch.tensor([[row["mean_brightness_samples"], *row["without"]] for row in rows], dtype=torch.float64)
     centred = real - real.mean()
-    slope = (centred * drawn).sum() / centred.square().sum()
-    return {"slope": slope.item(), "mean_difference": (drawn - real).abs().mean().item()}
+    fitted = centred @ drawn / centred.square().sum()
+    return fitted[0].item(), fitted[1:].tolist()
+
+
+def summary(rows: Rows) -> dict[str, Any]:
+    """Of rows of one network: the slope with its 95% interval over seeds, and the mean absolute difference between the
+    classes' brightness and the data's."""
+    fitted, without = slope(rows)
+    half = jackknife(without)
+    apart = [abs(row["mean_brightness_samples"] - row["mean_brightness_data"]) for row in rows]
+    return {"slope": fitted, "interval": [fitted - half, fitted + half], "mean_difference": sum(apart) / len(apart)}

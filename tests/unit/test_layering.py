@@ -65,6 +65,7 @@ LAYERS = [
         "training.loss_curve",
         "training.optimizer",
         "training.presets",
+        "training.run",
         "training.trainer",
     },
     {"metrics.quality", "metrics.reference"},

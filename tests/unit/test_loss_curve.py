@@ -11,8 +11,9 @@ from PIL import Image
 import engine
 from engine import preconditioning as pre
 from engine.checkpoints import read_metadata
+from engine.metrics.intervals import BLOCKS, jackknife
 from engine.training import DiscreteLoss, EDMLoss, VELoss
-from engine.training.brightness import brightness, compare, summary
+from engine.training.brightness import brightness, compare, slope, summary
 from engine.training.loss_curve import density, levels, loss_curve
 from tests.unit.test_cli import run
 from tests.unit.test_training import write_idx
@@ -130,11 +131,35 @@ def test_brightness_of_samples_and_data():
     labels = torch.arange(3).repeat(5)
     real = (labels * 0.2 - 0.6)[:, None, None, None].expand(15, 1, 4, 4)
     given = {"sampler": engine.samplers.ddim(2), "per_class": 20, "classes": ("a", "b", "c")}
-    rows = list(compare("usual", denoiser, real, labels, **given))
+    rows = list(compare("usual", engine.Engine(denoiser), real, labels, **given))
     assert [row["class"] for row in rows] == ["a", "b", "c"]
     assert [row["mean_brightness_samples"] for row in rows] == pytest.approx([-0.5, -0.4, -0.3])
     assert [row["mean_brightness_data"] for row in rows] == pytest.approx([-0.6, -0.4, -0.2])
     assert rows[0]["interval"] == pytest.approx([-0.5, -0.5])
-    assert summary(rows) == pytest.approx({"slope": 0.5, "mean_difference": 0.2 / 3})
+    found = summary(rows)
+    assert (found["slope"], found["mean_difference"]) == pytest.approx((0.5, 0.2 / 3))
+    assert found["interval"] == pytest.approx([0.5, 0.5])
     with pytest.raises(ValueError, match="per_class is 3"):
-        list(compare("usual", denoiser, real, labels, **{**given, "per_class": 3}))
+        list(compare("usual", engine.Engine(denoiser), real, labels, **{**given, "per_class": 3}))
+
+
+def test_the_interval_of_a_slope_is_that_of_the_fit_over_blocks():
+    """Against numpy's fit of the classes' means, with each block of samples left out of every class."""
+    generator = np.random.default_rng(3)
+    real = np.array([-0.8, -0.5, -0.45, -0.3])
+    drawn = 0.6 * real[:, None] - 0.1 + 0.05 * generator.standard_normal((4, 40))
+    without = [np.delete(drawn, range(4 * block, 4 * block + 4), axis=1) for block in range(BLOCKS)]
+    rows = [
+        {
+            "mean_brightness_data": real[c],
+            "mean_brightness_samples": drawn[c].mean(),
+            "without": [left[c].mean() for left in without],
+        }
+        for c in range(4)
+    ]
+    fitted, each = slope(rows)
+    assert fitted == pytest.approx(np.polyfit(real, drawn.mean(1), 1)[0])
+    assert each == pytest.approx([np.polyfit(real, left.mean(1), 1)[0] for left in without])
+    low, high = summary(rows)["interval"]
+    assert (high - low) / 2 == pytest.approx(jackknife(each))
+    assert low < 0.6 < high

@@ -39,7 +39,7 @@ def trainer(**options):
     labels = torch.arange(40) % 2
     images = (labels * 2.0 - 1)[:, None, None, None] * 0.8 + 0.1 * torch.randn(40, 1, 16, 16, generator=generator)
     config = TrainConfig(
-        network=NETWORK, **({"batch_size": 8, "images": 960, "warmup_images": 80, "dtype": "float32"} | options)
+        **{"network": NETWORK, "batch_size": 8, "images": 960, "warmup_images": 80, "dtype": "float32"} | options
     )
     return Trainer(config, images.clamp(-1, 1), labels, compile=False)
 
@@ -227,6 +227,27 @@ def test_the_log_of_a_killed_run_has_no_line_twice(tmp_path):
         second.add({"step": step, "images": 8 * step, "loss": float(step)}, 8)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["images"], line["loss"]) for line in lines] == [(16, 1.5), (32, 3.5), (48, 5.5)]
+
+
+def test_dropped_labels_are_a_network_without_labels():
+    """As often as asked for, and from (seed, step) alone; an engine's network, in eval mode, drops none."""
+    seen = []
+    learner = trainer(network=NETWORK | {"label_dropout": 0.25}, images=4000)
+    learner.worker.model.map_label.register_forward_hook(lambda module, given, out: seen.append(given[0].detach()))
+    list(learner.run(2400))
+    dropped = (torch.cat(seen) == 0).all(1)
+    assert len(dropped) == 2400
+    assert abs(dropped.double().mean().item() - 0.25) < 5 * (0.25 * 0.75 / 2400) ** 0.5
+    again = trainer(network=NETWORK | {"label_dropout": 0.25}, images=4000)
+    again.step = 7  # whatever was drawn before
+    kept = seen[7]
+    again.worker.model.map_label.register_forward_hook(lambda module, given, out: seen.append(given[0].detach()))
+    again.train_step()
+    assert torch.equal(seen[-1], kept)
+    seen.clear()
+    learner.ema.model.map_label.register_forward_hook(lambda module, given, out: seen.append(given[0]))
+    learner.ema(torch.zeros(64, 1, 16, 16), 1.0, torch.eye(2).repeat(32, 1))
+    assert (torch.cat(seen) != 0).any(1).all()
 
 
 def test_another_config_is_refused(tmp_path):
