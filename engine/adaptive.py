@@ -41,7 +41,7 @@ def solve(
     sigma_from: float,
     sigma_to: float,
     sampler: AdaptiveSampler,
-    on_evaluation: Callable[[], None] = lambda: None,
+    on_evaluation: Callable[[], object] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """Carry x [B, ...] along the probability-flow ODE (s = 1) between two noise levels above 0, in either direction.
 

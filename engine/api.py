@@ -1,16 +1,32 @@
 """``sample`` and ``invert``: the engine in one call."""
 
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from .denoiser import Denoiser
 from .engine import Engine
+from .graphs import Mode
 from .guidance import Guidance
-from .job import Labels, Seeds
+from .job import Asked, Labels, Seeds
+from .options import OnNonFinite, Options
 from .plan import Sampler
+from .preview import Callback
 from .samplers import AdaptiveSampler, InversionSampler, edm
+
+
+class Watched(TypedDict, total=False):
+    """Who looks on; see `sample`."""
+
+    progress: bool
+    callback: Callback | None
+    callback_every: int
+
+
+class Sampling(Options, Asked, Watched, total=False):
+    """All that `sample` and `stream` take beside the denoiser."""
 
 
 def sample(
@@ -25,8 +41,11 @@ def sample(
     image: Tensor | None = None,
     mask: Tensor | None = None,
     offset_noise: float = 0.0,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     batch_invariant: bool = False,
+    buckets: Sequence[int] | None = None,
+    graph: Mode = "auto",
+    graph_memory: int | None = None,
     compile: bool = False,
     dtype: torch.dtype | None = None,
     state_dtype: torch.dtype = torch.float64,
@@ -34,7 +53,9 @@ def sample(
     backend: str = "auto",
     device: torch.device | str | None = None,
     progress: bool = False,
-    on_nonfinite: Literal["raise", "rerun"] = "raise",
+    callback: Callback | None = None,
+    callback_every: int = 1,
+    on_nonfinite: OnNonFinite = "raise",
 ) -> Tensor:
     """Draw images from a denoiser, one a seed: [N, C, *spatial], in ``output_dtype``, on ``device``.
 
@@ -46,35 +67,54 @@ def sample(
     [N, C, *spatial] with noise added instead of from noise alone; the sampler's sigma_max says how much. mask: bool,
     broadcast to the image's shape: inpaint where it is false, keep the image where it is true (every evaluation's D is
     then known there, as float32). offset_noise: standard deviation of noise added to whole channels of the latents.
-    progress: a bar over evaluations on stderr. The other arguments are those of `Engine`, which is the better choice
-    for repeated calls. May be called from several threads at once, as `Engine` says.
+    progress: a bar over evaluations on stderr. callback: called with an `engine.Progress` after every callback_every
+    evaluations of a batch and after its last; to stop early, raise an exception of your own. The other arguments are
+    those of `Engine`, which is the better choice for repeated calls. May be called from several threads at once, as
+    `Engine` says.
 
     Raises ValueError for a bad argument before any work, `NonFiniteError` if a sample did not stay finite.
     """
-    engine = Engine(
+    batches = stream(
         denoiser,
+        seeds=seeds,
+        latents=latents,
+        noise=noise,
+        class_labels=class_labels,
         sampler=sampler,
         guidance=guidance,
+        image=image,
+        mask=mask,
+        offset_noise=offset_noise,
+        batch_size=batch_size,
+        batch_invariant=batch_invariant,
+        buckets=buckets,
+        graph=graph,
+        graph_memory=graph_memory,
+        compile=compile,
         dtype=dtype,
         state_dtype=state_dtype,
         output_dtype=output_dtype,
         backend=backend,
         device=device,
-        batch_size=batch_size,
-        batch_invariant=batch_invariant,
-        compile=compile,
+        progress=progress,
+        callback=callback,
+        callback_every=callback_every,
         on_nonfinite=on_nonfinite,
     )
-    return engine.sample(
-        seeds=seeds,
-        latents=latents,
-        noise=noise,
-        class_labels=class_labels,
-        image=image,
-        mask=mask,
-        offset_noise=offset_noise,
-        progress=progress,
-    )
+    return torch.cat([images for _, images in batches])
+
+
+def stream(denoiser: Denoiser, **options: Unpack[Sampling]) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Like `sample`, batch by batch as they finish: yields (where the images stand in what was asked for, images).
+
+    options: those of `sample`. All is checked by this call; the work is done as the iterator is read.
+    """
+    for name in options:
+        if name not in Sampling.__annotations__:
+            raise TypeError(f"stream() got an unexpected keyword argument {name!r}")
+    of_engine: Any = {name: value for name, value in options.items() if name in Options.__annotations__}
+    of_call: Any = {name: value for name, value in options.items() if name not in of_engine}
+    return Engine(denoiser, **of_engine).stream(**of_call)
 
 
 def invert(

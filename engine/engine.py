@@ -2,10 +2,12 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from types import EllipsisType
-from typing import Literal, TypeVar, Unpack
+from typing import Literal, Unpack
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +16,33 @@ from tqdm import tqdm
 from .backends import select
 from .batch_invariant import make_batch_invariant
 from .denoiser import Denoiser
+from .fitting import fitting_batch
+from .graphs import CapturedLoop, Mode, open_captured
 from .guidance import ClassifierGuidance, Guidance
+from .images import to_uint8
 from .job import Asked, Job
+from .launch import Finish, Launched, Launcher, buckets_of
+from .options import (
+    NETWORK_DTYPES,
+    STATE_DTYPES,
+    OnNonFinite,
+    require_batch_size,
+    require_one_of,
+    require_output_dtype,
+    require_sampler,
+)
 from .overflow import first_nonfinite
 from .plan import Plan, Sampler
 from .prepare import compile_network, device_of, find_device, is_ours, prepare
-from .run import Run
+from .preview import Callback
+from .ranges import marked
+from .run import Run, Watch
 from .samplers import AdaptiveSampler, edm
 from .verify.self_check import Subject, checksum, self_check
 
-_NETWORK_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_STATE_DTYPES = (torch.float64, torch.float32)
 _DEFAULT_BATCH = 64
+_PLANS = 16
+Batches = Iterator[tuple[tuple[int, ...], Tensor]]
 
 
 class NonFiniteError(ArithmeticError):
@@ -33,11 +50,11 @@ class NonFiniteError(ArithmeticError):
 
 
 class Engine:
-    """A denoiser prepared for repeated sampling: moved and cast once.
+    """A denoiser prepared for repeated sampling: moved and cast once, and on a GPU captured in CUDA graphs.
 
-    One engine may be called from several threads at once, without a lock: each call has buffers of its own, and an
-    image depends neither on other calls nor on other engines. A call changes nothing global (random states, dtypes,
-    grad mode, thread counts) and keeps nothing once its images are let go.
+    One engine may be called from several threads at once, without a lock, and several may be alive: an image depends
+    neither on other calls nor on other engines. Calls that go through graphs are served one after the other, all others
+    have buffers of their own. A call changes nothing global (random states, dtypes, grad mode, thread counts).
 
     Parameters
     ----------
@@ -47,10 +64,18 @@ class Engine:
     dtype: the network's dtype; None keeps the denoiser's own.
     state_dtype: the solver's, float64 or float32. output_dtype: of the images returned.
     backend: "auto" or a name from `engine.backends`. device: None keeps the denoiser's own.
-    batch_size: samples evaluated together at most; None means 64.
+    batch_size: samples evaluated together at most; None means 64, "auto" the largest power of two that the device's
+    memory holds, by measurement. Where a batch does not fit after all, smaller ones are drawn, and a warning says so.
     batch_invariant: promise each image the bits it would have in a batch of its own, whatever else is drawn with it.
     Our networks' operations on a CPU give these bits at no cost. Where a trial on this machine finds that a batch size
     gives others (CUDA's convolutions do, other modules may), smaller batches are evaluated, and a warning says so.
+    buckets: sizes to which smaller batches are padded, the padding being drawn and dropped; None for powers of two on a
+    GPU and no padding on a CPU.
+    graph: "loop" captures all evaluations and fused steps of a batch in one CUDA graph; "step" one evaluation and its
+    step, replayed for each, which takes the same memory for any number of them; "off" neither. "auto" is "loop" up to
+    128 evaluations and "step" beyond, from a batch size's second batch on, where there is a GPU; a network that cannot
+    be captured then runs without, and a warning names the operation to blame. Results are the same bits.
+    graph_memory: bytes of buffers and graphs to keep at most, those used last; None for half of the device's memory.
     compile: also run the network through torch.compile, for modules that are not of this package: its own have their
     operations fused already, and refuse.
     on_nonfinite: what to do when a sample becomes infinite or NaN: "raise" `NonFiniteError`, or "rerun" that sample
@@ -70,28 +95,37 @@ class Engine:
         output_dtype: torch.dtype = torch.float32,
         backend: str = "auto",
         device: torch.device | str | None = None,
-        batch_size: int | None = None,
+        batch_size: int | Literal["auto"] | None = None,
         batch_invariant: bool = False,
+        buckets: Sequence[int] | None = None,
+        graph: Mode = "auto",
+        graph_memory: int | None = None,
         compile: bool = False,
-        on_nonfinite: Literal["raise", "rerun"] = "raise",
+        on_nonfinite: OnNonFinite = "raise",
     ) -> None:
         if not isinstance(denoiser, Denoiser):
             raise ValueError(f"denoiser is a {type(denoiser).__name__}; allowed: an engine.Denoiser")
-        _require_one_of("dtype", dtype or denoiser.dtype, _NETWORK_DTYPES)
-        _require_one_of("state_dtype", state_dtype, _STATE_DTYPES)
-        if not (isinstance(output_dtype, torch.dtype) and output_dtype.is_floating_point):
-            raise ValueError(f"output_dtype is {output_dtype}; allowed: a floating dtype (engine.to_uint8 makes bytes)")
-        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
-            raise ValueError(f"batch_size is {batch_size}; allowed: an integer from 1, or None")
-        _require_one_of("on_nonfinite", on_nonfinite, ("raise", "rerun"))
+        require_one_of("dtype", dtype or denoiser.dtype, NETWORK_DTYPES)
+        require_one_of("state_dtype", state_dtype, STATE_DTYPES)
+        require_output_dtype(output_dtype)
+        require_batch_size(batch_size)
+        require_one_of("on_nonfinite", on_nonfinite, ("raise", "rerun"))
         self.sampler = edm() if sampler is None else sampler
-        _require_sampler(self.sampler, guidance)
+        require_sampler(self.sampler, guidance, graph)
         self.device = find_device(device) if device is not None else device_of(denoiser)
         self.backend = select(backend, self.device, state_dtype, dtype or denoiser.dtype)
-        self.state_dtype, self.output_dtype = state_dtype, output_dtype
-        self.batch_size = batch_size or _DEFAULT_BATCH
+        captured = open_captured(graph, self.device, self.backend, graph_memory)
+        self.state_dtype, self.output_dtype, self.graph = state_dtype, output_dtype, graph
         self.batch_invariant, self.compile = batch_invariant, compile
-        self.denoiser = self._prepare(denoiser, dtype or denoiser.dtype)
+        self.denoiser = prepare(denoiser, dtype or denoiser.dtype, self.device)
+        fitting = fitting_batch(self.denoiser, self.device) if batch_size == "auto" else batch_size
+        self.batch_size = fitting or _DEFAULT_BATCH
+        self._launcher = Launcher(
+            self.device, self.batch_size, buckets_of(buckets, self.batch_size, self.device), captured
+        )
+        self._finish_preparing(self.denoiser)
+        self._guides: WeakKeyDictionary[Denoiser, Denoiser] = WeakKeyDictionary()
+        self._plans: dict[Sampler, Plan] = {}
         self.guidance, self._prepared_guidance = guidance, self._take(guidance)
         self.on_nonfinite = on_nonfinite
         self._source = denoiser  # what a rerun in float32 starts from
@@ -103,13 +137,22 @@ class Engine:
         sampler: Sampler | AdaptiveSampler | None = None,
         guidance: Guidance | EllipsisType | None = ...,
         progress: bool = False,
+        callback: Callback | None = None,
+        callback_every: int = 1,
         **asked: Unpack[Asked],
     ) -> Tensor:
         """Draw one image a seed: [N, C, *spatial] in ``output_dtype`` on the engine's device. See `engine.sample`.
 
         sampler: None for the engine's own. guidance: ``...`` for the engine's own, None for none.
         """
-        batches = list(self.stream(sampler=sampler, guidance=guidance, progress=progress, **asked))
+        batches = self.stream(
+            sampler=sampler,
+            guidance=guidance,
+            progress=progress,
+            callback=callback,
+            callback_every=callback_every,
+            **asked,
+        )
         return torch.cat([images for _, images in batches])
 
     def stream(
@@ -118,19 +161,39 @@ class Engine:
         sampler: Sampler | AdaptiveSampler | None = None,
         guidance: Guidance | EllipsisType | None = ...,
         progress: bool = False,
+        callback: Callback | None = None,
+        callback_every: int = 1,
         batches: Iterable[int] | None = None,
         **asked: Unpack[Asked],
-    ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    ) -> Batches:
         """Like `sample`, batch by batch: yields (where the images stand in what was asked for, images).
 
         batches: the numbers of those to draw, batch b standing from b * batch_size on; None for all. It may be an
-        iterator: a number is taken when the batch before has been read. So parts of a job, drawn by several processes
-        or after an interruption, are the bits that the whole job has.
+        iterator: a number is taken when the batch before has been read (on a GPU one earlier: a batch is queued there
+        while the one before it is drawn). So parts of a job, drawn by several processes or after an interruption, are
+        the bits that the whole job has.
 
         The whole job is checked by this call; the work is done as the iterator is read.
         """
         run, job = self._check(sampler, guidance, asked)
-        return self._stream(run, job, progress, range(self._count(job)) if batches is None else batches)
+        watch = self._watch(run, callback, callback_every)
+        return self._stream(run, job, watch, progress, batches, self._floats, to_host=False)
+
+    def stream_uint8(
+        self,
+        *,
+        sampler: Sampler | AdaptiveSampler | None = None,
+        guidance: Guidance | EllipsisType | None = ...,
+        progress: bool = False,
+        batches: Iterable[int] | None = None,
+        **asked: Unpack[Asked],
+    ) -> Batches:
+        """Like `stream`, with the images as bytes on the host: `engine.to_uint8` of them, uint8 [B, C, *spatial].
+
+        On a GPU they are copied on a stream of their own while the next batch is drawn.
+        """
+        run, job = self._check(sampler, guidance, asked)
+        return self._stream(run, job, Watch(), progress, batches, lambda x: to_uint8(self._floats(x)), to_host=True)
 
     def labels(self, **asked: Unpack[Asked]) -> Tensor | None:
         """The labels [N, label_dim] that `sample` would use, those that seeds draw included; None without classes.
@@ -139,20 +202,10 @@ class Engine:
         """
         return self._check(None, ..., asked)[1].labels
 
-    def _check(
-        self, sampler: Sampler | AdaptiveSampler | None, guidance: Guidance | EllipsisType | None, asked: Asked
-    ) -> tuple[Run, Job]:
-        """What one call asks for, and how it is carried out."""
-        sampler = self.sampler if sampler is None else sampler
-        given = self.guidance if guidance is ... else guidance
-        _require_sampler(sampler, given)
-        prepared = self._prepared_guidance if guidance is ... else self._take(given)
-        adaptive = sampler if isinstance(sampler, AdaptiveSampler) else None
-        plan = Plan(sampler.ends if isinstance(sampler, AdaptiveSampler) else sampler, self.denoiser.preconditioning)
-        job = Job.check(self.denoiser, plan, self.device, given.label_dim if given else 0, **asked)
-        plans, weights = prepared.plans(plan, len(job.positions)) if prepared else ({}, [])
-        own = (self.denoiser, self.device, self.backend, self.state_dtype)
-        return Run(*own, plan, plans, weights, prepared, given, adaptive), job
+    @property
+    def captures(self) -> tuple[CapturedLoop, ...]:
+        """What has been captured and is kept, with the seconds that took and the bytes; () without graphs."""
+        return () if self._launcher.captured is None else self._launcher.captured.loops()
 
     def self_check(self) -> None:
         """Check that this engine computes what it should, in a second or so: for the start of a production process.
@@ -165,6 +218,45 @@ class Engine:
         """
         self_check(Subject(self.denoiser, self._source, self.device, self.backend, self.state_dtype, self._checksum))
 
+    def _check(
+        self, sampler: Sampler | AdaptiveSampler | None, guidance: Guidance | EllipsisType | None, asked: Asked
+    ) -> tuple[Run, Job]:
+        """What one call asks for, and how it is carried out."""
+        sampler = self.sampler if sampler is None else sampler
+        given = self.guidance if guidance is ... else guidance
+        require_sampler(sampler, given, self.graph)
+        prepared = self._prepared_guidance if guidance is ... else self._take(given)
+        adaptive = sampler if isinstance(sampler, AdaptiveSampler) else None
+        with marked("plan"):
+            plan = self._plan(sampler.ends if isinstance(sampler, AdaptiveSampler) else sampler)
+            job = Job.check(self.denoiser, plan, self.device, given.label_dim if given else 0, **asked)
+            plans, weights = prepared.plans(plan, len(job.positions)) if prepared else ({}, [])
+        own = (self.denoiser, self.device, self.backend, self.state_dtype)
+        return Run(*own, plan, plans, weights, prepared, given, adaptive), job
+
+    def _plan(self, sampler: Sampler) -> Plan:
+        """The sampler's, made once for each of those used last: it takes as long as an evaluation or two."""
+        try:
+            plan = self._plans.pop(sampler, None)
+        except TypeError:  # a user's own, that is not hashable
+            return Plan(sampler, self.denoiser.preconditioning)
+        plan = Plan(sampler, self.denoiser.preconditioning) if plan is None else plan
+        self._plans[sampler] = plan
+        while len(self._plans) > _PLANS:
+            self._plans.pop(next(iter(self._plans)), None)
+        return plan
+
+    def _watch(self, run: Run, callback: Callback | None, every: int) -> Watch:
+        if callback is None:
+            return Watch()
+        if not callable(callback):
+            raise ValueError(f"callback is {callback!r}; allowed: a function of an engine.Progress, or None")
+        if not (type(every) is int and every >= 1):
+            raise ValueError(f"callback_every is {every!r}; allowed: an integer from 1")
+        if run.adaptive:
+            raise ValueError(f"callback is given; allowed: None, with the adaptive {run.adaptive}")
+        return Watch(callback=callback, every=every)
+
     def _take(self, guidance: Guidance | None) -> Guidance | None:
         """Guidance ready for this engine. Raises ValueError if it cannot guide its denoiser."""
         if guidance is None:
@@ -174,40 +266,61 @@ class Engine:
         guidance.check(self.denoiser)
         if self.batch_invariant and isinstance(guidance, ClassifierGuidance):
             raise ValueError("guidance is ClassifierGuidance; allowed: others, with batch_invariant=True")
-        return guidance.prepared(lambda denoiser: self._prepare(denoiser, self.denoiser.dtype, guide=True))
+        return guidance.prepared(self._prepared_guide)
 
-    def _prepare(self, denoiser: Denoiser, dtype: torch.dtype, guide: bool = False) -> Denoiser:
-        prepared = prepare(denoiser, dtype, self.device)
+    def _prepared_guide(self, guide: Denoiser) -> Denoiser:
+        """The guide prepared like the engine's own denoiser, once as long as the caller keeps it."""
+        if guide not in self._guides:
+            prepared = prepare(guide, self.denoiser.dtype, self.device)
+            self._finish_preparing(prepared, guide=True)
+            self._guides[guide] = prepared
+        return self._guides[guide]
+
+    def _finish_preparing(self, prepared: Denoiser, guide: bool = False) -> None:
         if self.compile and not (guide and is_ours(prepared.model)):
             compile_network(prepared)
         if self.batch_invariant:
             make_batch_invariant(prepared, self.batch_size)
-        return prepared
 
-    def _count(self, job: Job) -> int:
-        """Of batches."""
-        return math.ceil(len(job.positions) / self.batch_size)
+    def _floats(self, x: Tensor) -> Tensor:
+        """The images of a final state, which the next batch may overwrite."""
+        return x.to(self.output_dtype, copy=True)
 
     def _stream(
-        self, run: Run, job: Job, progress: bool, batches: Iterable[int]
-    ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        self,
+        run: Run,
+        job: Job,
+        watch: Watch,
+        progress: bool,
+        batches: Iterable[int] | None,
+        finish: Finish,
+        to_host: bool,
+    ) -> Batches:
+        batches = range(math.ceil(len(job.positions) / self.batch_size)) if batches is None else batches
         total = len(batches) * run.plan.nfe if isinstance(batches, Sized) and not run.adaptive else None
+        ahead = 0 if watch.callback else self._launcher.ahead
+        under_way: deque[Launched] = deque()
         with tqdm(total=total, unit="eval", desc="sampling", disable=not progress) as bar:
+            watch = replace(watch, tick=bar.update)
             for number in batches:
                 batch = job.batch(number, self.batch_size)
                 with torch.no_grad():
-                    images = self._run(run, batch, lambda: bar.update() and None).to(self.output_dtype)
-                yield batch.positions, images
+                    under_way.append(self._launcher.launch(run, batch, watch, finish, to_host))
+                if len(under_way) > ahead:
+                    yield self._images(under_way.popleft(), finish)
+            while under_way:
+                yield self._images(under_way.popleft(), finish)
 
-    def _run(self, run: Run, job: Job, tick: Callable[[], None]) -> Tensor:
-        """All samples of a job in one batch; those that did not stay finite again, if that was asked for."""
-        state = run.batch(job, tick)
-        broken = [sample for sample, row in enumerate(state.bad_row.tolist()) if row >= 0]
+    @torch.no_grad()
+    def _images(self, launched: Launched, finish: Finish) -> tuple[tuple[int, ...], Tensor]:
+        """A batch's images when they are there; those that did not stay finite again, if that was asked for."""
+        job, bad_row, images = launched.job, launched.bad_row.wait(), launched.images.wait()
+        broken = [sample for sample, row in enumerate(bad_row.tolist()) if row >= 0]
         if broken:
-            state.x[broken] = self._rerun(run, job, broken, state.bad_row)
-        return state.x
+            images[broken] = self._rerun(launched.run, job, broken, bad_row, finish).to(images.device)
+        return job.positions, images
 
-    def _rerun(self, run: Run, job: Job, broken: list[int], bad_row: Tensor) -> Tensor:
+    def _rerun(self, run: Run, job: Job, broken: list[int], bad_row: Tensor, finish: Finish) -> Tensor:
         """The samples that did not stay finite, each alone in float32, if that was asked for."""
         first = broken[0]
         where = f"at row {int(bad_row[first]) % len(run.plan.rows)} of the plan"
@@ -218,9 +331,13 @@ class Engine:
         )
         if self.on_nonfinite == "raise" or self.denoiser.dtype not in (torch.float16, torch.bfloat16):
             raise NonFiniteError(what)
-        warnings.warn(f"{what}; run again in float32", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{what}; run again in float32", RuntimeWarning, stacklevel=5)
         twin, again = self._twin(run, torch.float32)
-        return torch.cat([twin._run(again, job.take([sample]), lambda: None) for sample in broken])
+        alone = [
+            twin._images(twin._launcher.launch(again, job.take([sample]), Watch(), finish), finish)[1]
+            for sample in broken
+        ]
+        return torch.cat(alone)
 
     def _culprit(self, run: Run, job: Job) -> str:
         """Where a batch that did not stay finite first did not, found by drawing it once more."""
@@ -230,7 +347,7 @@ class Engine:
         if isinstance(guide, Denoiser):
             networks["guide"] = guide.model
         with first_nonfinite(networks) as found:
-            again.batch(job, lambda: None)
+            again.eagerly(job, Watch())
         return f"first in {found[0]}" if found else "not in a layer of the network"
 
     def _twin(self, run: Run, dtype: torch.dtype) -> tuple["Engine", Run]:
@@ -243,20 +360,6 @@ class Engine:
             device=self.device,
             batch_invariant=self.batch_invariant,
             batch_size=1,
+            graph="off",
         )
         return twin, replace(run, denoiser=twin.denoiser, guidance=twin._take(run.given))
-
-
-def _require_sampler(sampler: object, guidance: Guidance | None) -> None:
-    if not isinstance(sampler, Sampler | AdaptiveSampler):
-        raise ValueError(f"sampler is {sampler!r}; allowed: an engine.Sampler, such as engine.samplers.edm()")
-    if isinstance(sampler, AdaptiveSampler) and guidance is not None:
-        raise ValueError(f"guidance is {type(guidance).__name__}; allowed: None, with the adaptive {sampler}")
-
-
-_T = TypeVar("_T")
-
-
-def _require_one_of(name: str, value: _T, allowed: tuple[_T, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(str, allowed))}")

@@ -10,7 +10,7 @@ outside it: rows with guide_G = 0 do not evaluate G at all.
 import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from .denoiser import Denoiser, per_sample
 from .plan import Plan
+from .state import Level
 
 Weight = float | Sequence[float] | Tensor
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
+Levels = Callable[[], Level]
 Own = TypeVar("Own", bound="Guidance")
 _HIGHEST = 1e6  # of weights: far beyond use, and products with it stay finite in float32
 
@@ -98,11 +100,16 @@ class Guidance(ABC):
         """With its own networks moved and cast as the engine's."""
         return self
 
+    @property
+    def baked(self) -> Hashable:
+        """What of it a captured loop holds; weights, intervals and labels are data."""
+        return type(self)
+
     @abstractmethod
     def evaluate(
-        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, sigma: float
+        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: Levels
     ) -> tuple[Tensor, Tensor]:
-        """F and G, in the dtype of F. net_in [copies * B, ...]; sigma: the evaluation's noise level."""
+        """F and G, in the dtype of F. net_in [copies * B, ...]; level(): where each sample's evaluation stands."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class ClassifierFree(Guidance):
         return torch.cat([labels, away])
 
     def evaluate(
-        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, sigma: float
+        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: Levels
     ) -> tuple[Tensor, Tensor]:
         F, G = denoiser.call_network(net_in, c_noise, labels).chunk(2)
         return F, G
@@ -163,12 +170,16 @@ class AutoGuidance(Guidance):
         if self.guide.label_dim not in (0, denoiser.label_dim):
             raise ValueError(f"guide has label_dim {self.guide.label_dim}; allowed: 0 or {denoiser.label_dim}")
 
+    @property
+    def baked(self) -> Hashable:
+        return type(self), self.guide
+
     def prepared(self, prepare: Callable[[Denoiser], Denoiser]) -> "AutoGuidance":
         assert self.guide is not None
         return replace(self, guide=prepare(self.guide))
 
     def evaluate(
-        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, sigma: float
+        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: Levels
     ) -> tuple[Tensor, Tensor]:
         assert self.guide is not None
         F = denoiser.call_network(net_in, c_noise, labels)
@@ -192,6 +203,10 @@ class ClassifierGuidance(Guidance):
     def label_dim(self) -> int:
         return self.classes
 
+    @property
+    def baked(self) -> Hashable:
+        return type(self), self.gradient
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(self.gradient):
@@ -213,21 +228,19 @@ class ClassifierGuidance(Guidance):
             raise ValueError(f"classes is {self.classes}; allowed: the denoiser's {denoiser.label_dim}, or 0")
 
     def evaluate(
-        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, sigma: float
+        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: Levels
     ) -> tuple[Tensor, Tensor]:
         assert self.gradient is not None
         F = denoiser.call_network(net_in, c_noise, labels)
-        channels = denoiser.img_shape[0]
-        levels = torch.full([len(net_in)], sigma, device=net_in.device)
-        _, c_out, c_in, _ = denoiser.preconditioning.coefficients(levels)
-        x = net_in[:, :channels].float() / per_sample(c_in, net_in.float())
+        channels, at = denoiser.img_shape[0], level()
+        x = net_in[:, :channels].float() / per_sample(at.c_in, net_in.float())
         given = torch.zeros(len(x), 0, device=x.device) if labels is None else labels
-        slope = self.gradient(x, levels, given)
+        slope = self.gradient(x, at.sigma, given)
         if not isinstance(slope, Tensor) or slope.shape != x.shape:
             what = list(slope.shape) if isinstance(slope, Tensor) else type(slope).__name__
             raise ValueError(f"gradient returned {what}; allowed: a tensor {list(x.shape)}")
         G = torch.zeros_like(F)  # in units of F, of whose size it is whatever sigma: representable in half precision
-        G[:, :channels] = (slope * per_sample(levels**2 / c_out, x)).to(F.dtype)
+        G[:, :channels] = (slope * per_sample(at.sigma**2 / at.c_out, x)).to(F.dtype)
         return F, G
 
 

@@ -15,6 +15,7 @@ from .noise import seed_bits
 from .plan import Plan
 from .state import Noise
 from .torch_noise import ORDERS, TorchStream
+from .transfer import to_device
 
 Seeds = Sequence[int] | Tensor | range
 NOISES = ("philox", *ORDERS)
@@ -105,11 +106,13 @@ class Job:
 
     def take(self, samples: Sequence[int]) -> "Job":
         """The job of some samples only."""
-        index = list(samples)
+        # Those in a row without an index, which would have to be sent to the tensors' device.
+        together = isinstance(samples, range) and samples.step == 1
+        index = slice(samples.start, samples.stop) if together else list(samples)  # type: ignore[attr-defined]
         return replace(
             self,
-            positions=tuple(self.positions[i] for i in index),
-            seeds=None if self.seeds is None else tuple(self.seeds[i] for i in index),
+            positions=tuple(self.positions[i] for i in samples),
+            seeds=None if self.seeds is None else tuple(self.seeds[i] for i in samples),
             latents=None if self.latents is None else self.latents[index],
             noise=None if self.noise is None else self.noise[:, index],
             labels=None if self.labels is None else self.labels[index],
@@ -132,7 +135,7 @@ class Job:
 
         def move(buffer: Tensor) -> Tensor:
             buffer = buffer if buffer.dtype in (torch.float32, torch.float64) else buffer.to(torch.float32)
-            return buffer.to(device).contiguous()
+            return to_device(buffer, device).contiguous()
 
         latents = None if self.latents is None else move(self.latents)
         eps = None if self.noise is None else move(self.noise)
@@ -142,19 +145,24 @@ class Job:
             unit = normals.normal(self.seeds or (), 0, self.shape, device=device) if latents is None else latents
             latents = unit.double()
         if self.image is not None and latents is not None:
-            latents = latents + self.image.to(device, torch.float64) * self.image_scale
+            latents = latents + to_device(self.image, device).to(torch.float64) * self.image_scale
         if self.offset and latents is not None:
             channels = normals.normal(self.seeds or (), _OFFSET_DRAW, self.shape[:1], device=device).double()
             latents = latents + self.offset * channels.reshape(*channels.shape, *[1] * (len(self.shape) - 1))
-        seeds = None if self.seeds is None else seed_bits(self.seeds, device)
+        seeds = None if self.seeds is None else to_device(seed_bits(self.seeds, "cpu"), device)
         return Noise(self.shape, seeds=seeds, latents=latents, eps=eps)
 
     def known_on(self, device: torch.device) -> Tensor | None:
         """The image where the mask is true, NaN elsewhere, float32."""
         if self.mask is None or self.image is None:
             return None
-        image = self.image.to(device, torch.float32)
-        return torch.where(self.mask.to(device), image, torch.nan).contiguous()
+        image = to_device(self.image, device).to(torch.float32)
+        return torch.where(to_device(self.mask, device), image, torch.nan).contiguous()
+
+    def padded(self, size: int) -> "Job":
+        """The job with its last sample again and again, ``size`` samples in all."""
+        count = len(self.positions)
+        return self if count == size else self.take([*range(count), *[count - 1] * (size - count)])
 
     def name(self, sample: int) -> str:
         """How to call a sample in a message."""

@@ -1,7 +1,7 @@
 """``Run``: one plan carried out, batch by batch, by one prepared denoiser."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,12 +9,44 @@ from torch import Tensor
 
 from . import adaptive, loop
 from .backends import Backend
+from .batch import Buffers, Inputs, Layout
 from .denoiser import Denoiser
 from .guidance import Guidance
 from .job import Job
 from .plan import Plan
+from .preview import Callback, Progress, denoised
 from .samplers import AdaptiveSampler
 from .state import State
+from .transfer import to_device
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on while a batch is drawn.
+
+    tick(n): n evaluations more are done, or on a device are queued. callback: called after every ``every`` evaluations
+    and after the last, for as many samples as ``positions``, which say where they stand in what was asked for; what it
+    raises ends the batch.
+    """
+
+    tick: Callable[[int], object] = lambda evaluations: None
+    callback: Callback | None = None
+    every: int = 1
+    positions: tuple[int, ...] = ()
+
+    def at(self, positions: tuple[int, ...]) -> "Watch":
+        """The same for samples that stand there."""
+        return replace(self, positions=positions)
+
+    def looks_at(self, k: int, nfe: int) -> bool:
+        """Whether the callback is called after evaluation k."""
+        return self.callback is not None and ((k + 1) % self.every == 0 or k + 1 == nfe)
+
+    def show(self, run: "Run", k: int, D: Tensor) -> None:
+        """Tell the callback of evaluation k."""
+        assert self.callback is not None
+        nfe, sigma = run.plan.nfe, run.plan.sigmas[k]
+        self.callback(Progress(self.positions, k + 1, nfe, sigma, D[: len(self.positions)].clone()))
 
 
 @dataclass(frozen=True)
@@ -36,49 +68,71 @@ class Run:
     given: Guidance | None
     adaptive: AdaptiveSampler | None
 
-    def batch(self, job: Job, tick: Callable[[], None]) -> State:
-        """All samples of a job in one batch; their final state. tick: called after each evaluation."""
+    @property
+    def baked(self) -> Hashable:
+        """What a captured loop holds beside its buffers; all else of a plan and of guidance is data."""
+        return None if self.guidance is None else self.guidance.baked
+
+    def inputs(self, job: Job) -> Inputs:
+        """All samples of a job as one batch."""
         table, base_row, guided = self._table(job.positions)
-        state = State.allocate(
-            torch.tensor(table, device=self.device),
-            self.plan.slots,
+        rows = 1 << (len(self.plan.rows) - 1).bit_length()
+        labels = None if job.labels is None else to_device(job.labels, self.device)
+        return Inputs(
+            Layout(
+                self.device,
+                self.state_dtype,
+                self.denoiser.dtype,
+                self.denoiser.net_channels,
+                self.plan.slots,
+                self.guidance.copies if self.guidance else 1,
+                bool(self.guidance and self.guidance.rescale),
+            ),
+            torch.tensor(table),
+            rows * (len(job.positions) if self.plans else 1),
+            torch.tensor(base_row, dtype=torch.int64),
             job.noise_on(self.device),
-            torch.tensor(base_row, device=self.device),
-            state_dtype=self.state_dtype,
-            net_dtype=self.denoiser.dtype,
-            net_channels=self.denoiser.net_channels,
-            copies=self.guidance.copies if self.guidance else 1,
-            rescales=bool(self.guidance and self.guidance.rescale),
-            known=job.known_on(self.device),
+            self.guidance.labels(labels) if self.guidance else labels,
+            job.known_on(self.device),
+            tuple(guided),
         )
-        labels = None if job.labels is None else job.labels.to(self.device)
+
+    def eagerly(self, job: Job, watch: Watch) -> State:
+        """Draw a batch in buffers of its own; its final state."""
+        inputs = self.inputs(job)
+        buffers = Buffers.of(inputs)
         if self.adaptive:
-            self._solve(self.adaptive, job, state, labels, tick)
+            self._solve(self.adaptive, job, buffers, watch)
         else:
-            loop.run(self._network(guided, state, labels), state, self.plan.nfe, self.backend, tick)
-        return state
+            seen: dict[int, Tensor] = {}
 
-    def _network(self, guided: Sequence[bool], state: State, labels: Tensor | None) -> loop.Network:
-        """The evaluation that each row needs: with guidance, or, where no sample's row has it, without."""
-        guidance, count = self.guidance, len(state.x)
-        both = guidance.labels(labels) if guidance else labels
+            def look(k: int) -> loop.Look | None:
+                return (lambda *of: seen.update({k: denoised(*of)})) if watch.looks_at(k, self.plan.nfe) else None
 
-        def network(net_in: Tensor, c_noise: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-            if guidance and guided[k + 1]:
-                return guidance.evaluate(self.denoiser, net_in, c_noise, both, self.plan.sigmas[k])
-            return self.denoiser.call_network(net_in[:count], c_noise[:count], labels), None
+            def after(k: int) -> None:
+                watch.tick(1)
+                if k in seen:
+                    watch.show(self, k, seen.pop(k))
+
+            loop.run(self.network(buffers), buffers.state, inputs.guided, self.backend, look, after)
+        return buffers.state
+
+    def network(self, buffers: Buffers) -> loop.Network:
+        """The evaluation that a row needs: with guidance, or where no sample's row has it, without."""
+        guidance, count, labels = self.guidance, len(buffers.state.x), buffers.labels
+        own = None if labels is None else labels[:count]
+
+        def network(state: State, k: int, guided: bool) -> tuple[Tensor, Tensor | None]:
+            if guidance and guided:
+                level = lambda: state.level(k)  # noqa: E731
+                return guidance.evaluate(self.denoiser, state.net_in, state.c_noise, labels, level)
+            return self.denoiser.call_network(state.net_in[:count], state.c_noise[:count], own), None
 
         return network
 
-    def _solve(
-        self,
-        sampler: AdaptiveSampler,
-        job: Job,
-        state: State,
-        labels: Tensor | None,
-        tick: Callable[[], None],
-    ) -> None:
+    def _solve(self, sampler: AdaptiveSampler, job: Job, buffers: Buffers, watch: Watch) -> None:
         """The adaptive solver between the ends of the plan, then its step to 0."""
+        state, labels = buffers.state, buffers.labels
 
         def denoise(x: Tensor, sigma: Tensor, samples: Tensor) -> Tensor:
             D = self.denoiser(x, sigma, None if labels is None else labels[samples])
@@ -88,12 +142,12 @@ class Run:
         self.backend.advance(None, state, 0)
         high, low = self.plan.sigmas
         try:
-            x, _ = adaptive.solve(denoise, state.x, high, low, sampler, tick)
+            x, _ = adaptive.solve(denoise, state.x, high, low, sampler, lambda: watch.tick(1))
         except adaptive.TooManyEvaluations as error:
             raise ArithmeticError(f"{job.name(error.sample)}: {error}") from None
         everyone = torch.arange(len(x), device=self.device)
         state.x.copy_(denoise(x, torch.full([len(x)], low, device=self.device), everyone))
-        tick()
+        watch.tick(1)
         state.bad_row[~torch.isfinite(state.x).flatten(1).all(1)] = 1
 
     def _table(self, positions: Sequence[int]) -> tuple[np.ndarray, list[int], list[bool]]:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import noise
+from .plan import COLUMNS
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,20 @@ class Noise:
         assert self.seeds is not None  # neither seeds nor a buffer: refused before any work
         seeds = [seed % 2**64 for seed in self.seeds[list(samples)].tolist()]
         return noise.normal(seeds, draw, self.shape, backend="reference", device=self.seeds.device)
+
+
+class Level(NamedTuple):
+    """Where an evaluation stands: each sample's noise level, preconditioning and guidance there, float32 [B]."""
+
+    sigma: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    guide_F: Tensor
+    guide_G: Tensor
+
+
+_LEVEL = {name: COLUMNS.index(name) for name in Level._fields}
 
 
 @dataclass
@@ -96,3 +112,8 @@ class State:
             guide_scale=torch.zeros(batch, dtype=torch.float64, device=device) if rescales else None,
             known=known,
         )
+
+    def level(self, k: int) -> Level:
+        """Of evaluation k, read from the table on the device: a captured loop finds it in the batch's own."""
+        made, consumed = (self.table[self.base_row + row].to(torch.float32) for row in (k, k + 1))
+        return Level(**{name: (made if name == "c_in" else consumed)[:, at] for name, at in _LEVEL.items()})

@@ -30,14 +30,20 @@ class Advance(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """``advance(F, state, k, G)`` with the bits of `reference.advance`; no ``not_supported_reasons``: it can run."""
+    """``advance(F, state, k, G)`` with the bits of `reference.advance`; no ``not_supported_reasons``: it can run.
+
+    capturable: it only queues work on the device, so that a CUDA graph can hold it.
+    """
 
     name: str
     advance: Advance
     not_supported_reasons: Reasons
+    capturable: bool = True
 
 
-REFERENCE = Backend("reference", reference.advance, lambda device, state_dtype, net_dtype=torch.float32: [])
+REFERENCE = Backend(
+    "reference", reference.advance, lambda device, state_dtype, net_dtype=torch.float32: [], capturable=False
+)
 
 TRITON = Backend("triton", triton.advance, triton.not_supported_reasons)
 CPU = Backend("cpu", native.advance_cpu, native.cpu_not_supported_reasons)

@@ -1,0 +1,244 @@
+"""The captured loop: batches of one signature share buffers and a graph; the graphs that were used last are kept."""
+
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import loop
+from ..backends import Backend
+from ..batch import Buffers, Inputs
+from ..denoiser import Denoiser
+from ..preview import denoised
+from ..ranges import marked
+from ..run import Run, Watch
+from ..state import State
+from .blame import CaptureError, require_capturable
+from .capture import CAPTURES, Capture, Graph, Work
+
+Mode = Literal["auto", "loop", "step", "off"]
+MODES: tuple[Mode, ...] = ("auto", "loop", "step", "off")
+# Evaluations in one graph, where nobody asked for one: a graph's nodes cost memory, and the step graph's do not add up.
+LONGEST_LOOP = 128
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class CapturedLoop:
+    """What one signature's batches run through. kind: "loop" or "step"; batch: its samples; graphs: how many there are
+    (a step graph with guidance and one without, say); seconds of capturing; nbytes, of all; batches: drawn.
+    """
+
+    kind: str
+    batch: int
+    graphs: int
+    seconds: float
+    nbytes: int
+    batches: int
+
+
+@dataclass
+class _Work:
+    """Work that runs as it is the first time, which warms up what it calls, and is then replayed from a graph.
+
+    eager_first: capture it when it comes the second time, not in the first already.
+    """
+
+    work: Work
+    eager_first: bool
+    warm: bool = False
+    graph: Graph | None = None
+
+    def __call__(self, capture: Capture, check: Callable[[], None]) -> None:
+        if not self.warm:
+            capture.warm_up(self.work)
+            self.warm = True
+            if not self.eager_first:
+                self._capture(capture, check)
+            return
+        with marked("replay"):
+            self._capture(capture, check).replay()
+
+    def _capture(self, capture: Capture, check: Callable[[], None]) -> Graph:
+        if self.graph is None:
+            check()
+            with marked("capture"):
+                self.graph = capture.capture(self.work)
+        return self.graph
+
+
+@dataclass
+class _Entry:
+    """A signature's buffers, its works by what tells them apart, and how many batches they drew."""
+
+    kind: str
+    buffers: Buffers
+    works: dict[Hashable, _Work] = field(default_factory=dict)
+    batches: int = 0
+
+    @cached_property
+    def preview(self) -> Tensor:
+        """Where step graphs leave D for who looks on; made before the first of them is captured."""
+        return torch.empty_like(self.buffers.state.x, dtype=torch.float32)
+
+    def graphs(self) -> Iterator[Graph]:
+        return (work.graph for work in self.works.values() if work.graph is not None)
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffers.nbytes + sum(graph.nbytes for graph in self.graphs())
+
+
+class Captured:
+    """Draws batches through graphs of one engine; several threads may call it, one at a time is served.
+
+    mode: see `engine.Engine`. budget: bytes of buffers and graphs, of which those used last are kept; None for the
+    device's own (`Capture.budget`). One entry is kept whatever it takes.
+    """
+
+    def __init__(self, capture: Capture, mode: Mode, budget: int | None) -> None:
+        self._capture, self._mode = capture, mode
+        self._budget = capture.budget() if budget is None else budget
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._lock = threading.RLock()
+        self._drawing = self._refused = False
+
+    def draw(self, run: Run, inputs: Inputs, watch: Watch, read: Callable[[State], Read]) -> Read:
+        """What ``read`` copies out of the batch's final state, whose buffers are the next batch's afterwards."""
+        with self._lock, self._capture.turn():
+            if self._drawing:
+                raise RuntimeError("callback draws with the engine that called it; allowed: another engine")
+            self._drawing = True
+            try:
+                entry = self._entry(run, inputs, self._kind(run, watch))
+                entry.buffers.load(inputs)
+                (self._loop if entry.kind == "loop" else self._steps)(entry, run, inputs, watch)
+                entry.batches += 1
+                return read(entry.buffers.state)
+            finally:
+                self._drawing = False
+                self._evict()
+
+    def loops(self) -> tuple[CapturedLoop, ...]:
+        """What has been captured and is kept, that used last at the end."""
+        with self._lock:
+            return tuple(
+                CapturedLoop(
+                    entry.kind,
+                    len(entry.buffers.state.x),
+                    len(list(entry.graphs())),
+                    sum(graph.seconds for graph in entry.graphs()),
+                    entry.nbytes,
+                    entry.batches,
+                )
+                for entry in self._entries.values()
+            )
+
+    def clear(self) -> None:
+        """Let go of all graphs and buffers; they are made again when they are needed."""
+        with self._lock:
+            self._entries.clear()
+            self._capture.forget()
+
+    def _kind(self, run: Run, watch: Watch) -> str:
+        """Who looks on sees single steps; a loop of many evaluations, too, is drawn step by step."""
+        long = self._mode == "auto" and run.plan.nfe > LONGEST_LOOP
+        return "step" if self._mode == "step" or watch.callback is not None or long else "loop"
+
+    def _entry(self, run: Run, inputs: Inputs, kind: str) -> _Entry:
+        rows = inputs.guided if kind == "loop" else None  # a loop holds which rows are guided, and how many there are
+        key = (kind, rows, run.baked, inputs.signature)
+        if key not in self._entries:
+            self._entries[key] = _Entry(kind, Buffers.lasting(inputs))
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def _evict(self) -> None:
+        """The oldest entries, while all take more than the budget. The pool's memory goes back when none is left."""
+        while len(self._entries) > 1 and sum(entry.nbytes for entry in self._entries.values()) > self._budget:
+            self._entries.popitem(last=False)
+
+    def _loop(self, entry: _Entry, run: Run, inputs: Inputs, watch: Watch) -> None:
+        buffers, backend = entry.buffers, run.backend
+        guided, network = inputs.guided, run.network(buffers)
+        work = lambda: loop.run(network, buffers.state, guided, backend)  # noqa: E731
+        self._do(entry, "loop", work, run, set(guided[1:]))
+        watch.tick(run.plan.nfe)
+
+    def _steps(self, entry: _Entry, run: Run, inputs: Inputs, watch: Watch) -> None:
+        """BEGIN, then one graph for every evaluation, in which row 0 is whichever row base_row has come to."""
+        state, _ = entry.buffers.state, entry.preview
+        loop.begin(state, run.backend)
+        for k in range(run.plan.nfe):
+            guided, looks = inputs.guided[k + 1], watch.looks_at(k, run.plan.nfe)
+            self._do(entry, ("step", guided, looks), _step(entry, run, guided, looks), run, {guided})
+            watch.tick(1)
+            if looks:
+                watch.show(run, k, entry.preview)
+
+    def _do(self, entry: _Entry, name: Hashable, work: Work, run: Run, guided: set[bool]) -> None:
+        """Work of an entry, by its graph if it can be captured."""
+        mine = entry.works.setdefault(name, _Work(work, eager_first=self._mode == "auto"))
+        if self._refused:
+            mine.work()
+            return
+        state, network = entry.buffers.state, run.network(entry.buffers)
+
+        def check() -> None:
+            for each in guided:
+                require_capturable(lambda each=each: network(state, 0, each), _networks(run))  # type: ignore[misc]
+
+        done = mine.warm
+        try:
+            mine(self._capture, check)
+        except CaptureError as error:
+            if self._mode != "auto":
+                raise
+            warnings.warn(f"{error}; this engine runs without graphs", RuntimeWarning, stacklevel=2)
+            self._refused = True
+            if done:
+                mine.work()
+
+
+def _step(entry: _Entry, run: Run, guided: bool, looks: bool) -> Work:
+    state, network = entry.buffers.state, run.network(entry.buffers)
+
+    def look(F: Tensor, G: Tensor | None, state: State, k: int) -> None:
+        entry.preview.copy_(denoised(F, G, state, k))
+
+    def step() -> None:
+        loop.step(network, state, 0, guided, run.backend, look if looks else None)
+        state.base_row.add_(1)
+
+    return step
+
+
+def _networks(run: Run) -> nn.Module:
+    """All that an evaluation calls."""
+    guide = getattr(run.guidance, "guide", None)
+    return nn.ModuleList([run.denoiser.model, *([guide.model] if isinstance(guide, Denoiser) else [])])
+
+
+def open_captured(mode: str, device: torch.device, backend: Backend, budget: int | None) -> Captured | None:
+    """How an engine's batches are captured; None where they are not. Raises ValueError where ``mode`` names what cannot
+    be, with the reason."""
+    if mode not in MODES:
+        raise ValueError(f"graph is {mode!r}; allowed: {', '.join(MODES)}")
+    if budget is not None and not (type(budget) is int and budget >= 0):
+        raise ValueError(f"graph_memory is {budget!r}; allowed: a number of bytes, or None")
+    reasons = []
+    if device.type not in CAPTURES:
+        reasons.append(f"the device is {device}, and CUDA graphs need a CUDA device")
+    if not backend.capturable:
+        reasons.append(f"the {backend.name} backend reads values on the host")
+    if mode == "off" or (reasons and mode == "auto"):
+        return None
+    if reasons:
+        raise ValueError(f"graph is {mode!r}; allowed here: 'auto', 'off': {'; '.join(reasons)}")
+    return Captured(CAPTURES[device.type](device), mode, budget)
