@@ -111,16 +111,17 @@ class Captured:
 
     def draw(self, run: Run, inputs: Inputs, watch: Watch, read: Callable[[State], Read]) -> Read:
         """What ``read`` copies out of the batch's final state, whose buffers are the next batch's afterwards."""
-        with self._lock, self._capture.turn():
+        with self._lock:
             if self._drawing:
                 raise RuntimeError("callback draws with the engine that called it; allowed: another engine")
             self._drawing = True
             try:
-                entry = self._entry(run, inputs, self._kind(run, watch))
-                entry.buffers.load(inputs)
-                (self._loop if entry.kind == "loop" else self._steps)(entry, run, inputs, watch)
-                entry.batches += 1
-                return read(entry.buffers.state)
+                with self._capture.turn():
+                    entry = self._entry(run, inputs, self._kind(run, watch))
+                    entry.buffers.load(inputs)
+                    (self._loop if entry.kind == "loop" else self._steps)(entry, run, inputs, watch)
+                    entry.batches += 1
+                    return read(entry.buffers.state)
             finally:
                 self._drawing = False
                 self._evict()
