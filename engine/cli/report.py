@@ -10,6 +10,7 @@ import torch
 
 from ..report import SECTIONS, Budget, Measurements, Section, take
 from ..report.page import write_page
+from .train import data_option
 from .types import DTYPES
 
 _NAMES = [section.name for section in SECTIONS]
@@ -44,6 +45,14 @@ _NAMES = [section.name for section in SECTIONS]
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="torch's threads; its default if not given.")
 @click.option("--minutes", type=click.FloatRange(0), default=float("inf"), help="Begin no point after so long.")
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Budget.runs,
+    show_default=True,
+    help="Where networks lie that are trained to be measured; training goes on there.",
+)
+@data_option
 def report_command(
     out: Path,
     measurements: Path,
@@ -55,11 +64,13 @@ def report_command(
     device: str,
     threads: int | None,
     minutes: float,
+    runs: Path,
+    data: Path,
 ) -> None:
     """Draw the papers' figures and say what was found: one HTML page and its PNGs."""
     if threads is not None:
         torch.set_num_threads(threads)
-    budget = Budget(model, images, dtype, batch, device)
+    budget = Budget(model, images, dtype, batch, device, runs, data)
     chosen = [section for section in SECTIONS if section.name in asked or "all" in asked]
     _measure(chosen, measurements, budget, minutes)
     paths = {section.name: measurements / f"{section.name}.json" for section in SECTIONS}

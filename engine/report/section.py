@@ -1,8 +1,9 @@
 """A section of the report: what it measures, and what it draws and says from the measurements."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from ..engine import Engine
 from ..metrics import Score, Scorer
 from ..plan import Sampler
 from ..samplers import AdaptiveSampler
+from ..training.data import FASHION_MNIST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,16 +26,22 @@ Verdict = Literal["confirmed", "not confirmed", "different here", "not measured"
 
 @dataclass(frozen=True)
 class Budget:
-    """What is measured, and with how much: ``images`` a score, drawn by ``model`` in ``dtype``."""
+    """What is measured, and with how much: ``images`` a score, drawn by ``model`` in ``dtype``.
+
+    runs: where networks that are trained to be measured lie; data: the folder of Fashion-MNIST's files. Neither is part
+    of the record: they say where things are, and change no measurement.
+    """
 
     model: str = "fashion-mnist"
     images: int = 2000
     dtype: str = "bfloat16"
     batch: int = 100
     device: str = "cpu"
+    runs: Path = Path("runs/report")
+    data: Path = FASHION_MNIST
 
     def record(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: getattr(self, name) for name in ("model", "images", "dtype", "batch", "device")}
 
     @property
     def torch_device(self) -> torch.device:
@@ -45,14 +53,15 @@ class Budget:
 
     @cached_property
     def _score(self) -> Scorer:
-        return Scorer(self._engine(getattr(torch, self.dtype), torch.float32))
+        return Scorer(self.engine_of(self.denoiser))
 
-    def _engine(self, dtype: torch.dtype, output_dtype: torch.dtype) -> Engine:
-        return Engine(self.denoiser, dtype=dtype, output_dtype=output_dtype, batch_size=self.batch, device=self.device)
+    def engine_of(self, denoiser: Denoiser) -> Engine:
+        """Of another network too, in the budget's dtype and batches; images are float32."""
+        return Engine(denoiser, dtype=getattr(torch, self.dtype), batch_size=self.batch, device=self.device)
 
     def engine(self, dtype: torch.dtype) -> Engine:
         """The model's, for what is no score: it returns float64, so as not to round what the solver found."""
-        return self._engine(dtype, torch.float64)
+        return Engine(self.denoiser, dtype=dtype, output_dtype=torch.float64, batch_size=self.batch, device=self.device)
 
     def score(self, sampler: Sampler | AdaptiveSampler) -> Score:
         return self._score(sampler, self.images)

@@ -22,7 +22,7 @@ from engine.metrics import (
     real_images,
     reference_statistics,
 )
-from engine.metrics.intervals import BLOCKS, blocks_of, jackknife
+from engine.metrics.intervals import BLOCKS, blocks_of, jackknife, means_without
 from engine.metrics.quality import share
 from engine.metrics.reference import DATA_SETS
 from engine.training.data import FASHION_MNIST
@@ -162,6 +162,9 @@ def test_jackknife_is_the_interval_of_a_mean():
 def test_blocks_are_runs_of_nearly_equal_length():
     assert blocks_of(20).tolist() == [i // 2 for i in range(20)]
     assert blocks_of(25).bincount().tolist() == [2, 3] * 5
+    assert means_without(torch.arange(20.0))[:2] == [(190 - 1) / 18, (190 - 5) / 18]
+    with pytest.raises(ValueError, match="values has 9 entries; allowed: one a block at least, 10"):
+        means_without(torch.zeros(9))
 
 
 def tiny_extractor(dim=5):

@@ -1,8 +1,10 @@
 """Findings follow from the numbers by their rules: each can be confirmed, and each can fail."""
 
+import random
+
 import pytest
 
-from engine.report import churn, quality_vs_nfe, sampler_table
+from engine.report import brightness, churn, quality_vs_nfe, rescale, sampler_table, zero_snr
 from engine.report import truncation_error as truncation
 from tests.report_points import measured, score, verdicts
 
@@ -107,3 +109,75 @@ def test_the_sampler_table_is_judged_by_its_rule():
     (table,) = sampler_table.SECTION.draw(measured("sampler-table", best("ddpm", "ve", 1.0))).tables
     assert table.rows[0][:2] == ("ddpm", "ve")
     assert table.rows[0][-1] == "1.7 min"  # 10,000 images at 0.01 s
+
+
+def brightness_points(zero, usual, spread=0.0):
+    """Classes whose brightness is drawn together by a slope; with a spread, each network's blocks have their own."""
+    points = []
+    for trained, slope in ((brightness.ZERO, zero), (brightness.USUAL, usual)):
+        rows, own = [], random.Random(trained)
+        for real in (-0.8, -0.6, -0.4):
+            mean = -0.5 + slope * (real + 0.5)
+            without = [mean + own.gauss(0, spread) for _ in range(10)]
+            low, high = mean - 0.01, mean + 0.01
+            about = {"class": str(real), "mean_brightness_data": real, "mean_brightness_samples": mean}
+            rows.append(about | {"without": without, "interval": [low, high]})
+        points.append({"what": "brightness", "trained": trained, "rows": rows})
+    return points
+
+
+@pytest.mark.parametrize(
+    ("zero", "usual", "spread", "verdict"),
+    [
+        (1.0, 0.5, 0.0, "confirmed"),
+        (1.3, 0.5, 0.0, "confirmed"),  # too much contrast, and yet nearer
+        (1.0, 0.5, 0.002, "confirmed"),
+        (0.5, 0.5, 0.0, "not confirmed"),
+        (0.3, 0.5, 0.0, "not confirmed"),
+        (1.6, 0.5, 0.0, "not confirmed"),
+        (0.56, 0.5, 0.002, "not confirmed"),  # nearer, within the interval
+        (1.0, 1.0, 0.0, "different here"),
+        (1.0, 1.2, 0.0, "different here"),
+        (1.0, 0.97, 0.01, "different here"),  # below, within the interval
+    ],
+)
+def test_brightness_is_judged_by_its_rule(zero, usual, spread, verdict):
+    points = brightness_points(zero, usual, spread)
+    assert verdicts(zero_snr.SECTION, points)[2] == verdict
+    drawn = zero_snr.SECTION.draw(measured("zero-snr", points))
+    assert [name for name, _, _ in drawn.figures] == ["brightness"]
+    assert verdicts(zero_snr.SECTION, points[:1])[2] == "not measured"
+
+
+def guidance_points(none, plain, rescaled, data=0.5, spread=0.0):
+    own = random.Random(0)
+    points = []
+    for weight, phi, value in ((1.0, 0.0, none), (7.5, 0.0, plain), (7.5, 0.7, rescaled)):
+        without = [value + own.gauss(0, spread) for _ in range(10)]
+        measured_as = {name: {"samples": value, "without": without, "data": data} for name in rescale.MEASURES}
+        points.append({"what": "guidance", "weight": weight, "rescale": phi} | measured_as)
+    return points
+
+
+@pytest.mark.parametrize(
+    ("none", "plain", "rescaled", "spread", "verdict"),
+    [
+        (0.5, 0.7, 0.52, 0.0, "confirmed"),
+        (0.5, 0.7, 0.4, 0.0, "confirmed"),  # below the data, and yet nearer
+        (0.5, 0.7, 0.52, 0.002, "confirmed"),
+        (0.5, 0.7, 0.7, 0.0, "not confirmed"),
+        (0.5, 0.7, 0.8, 0.0, "not confirmed"),
+        (0.5, 0.7, 0.2, 0.0, "not confirmed"),  # farther below than above
+        (0.5, 0.7, 0.69, 0.01, "not confirmed"),  # nearer, within the interval
+        (0.4, 0.48, 0.5, 0.0, "different here"),  # not above the data
+        (0.7, 0.7, 0.5, 0.0, "different here"),  # without guidance no less
+        (0.49, 0.51, 0.5, 0.02, "different here"),  # above, within the interval
+    ],
+)
+def test_guidance_rescale_is_judged_by_its_rule(none, plain, rescaled, spread, verdict):
+    points = guidance_points(none, plain, rescaled, spread=spread)
+    assert verdicts(zero_snr.SECTION, points)[3] == verdict
+    drawn = zero_snr.SECTION.draw(measured("zero-snr", points))
+    assert [name for name, _, _ in drawn.figures] == ["guidance-rescale"]
+    assert drawn.tables[-1].rows[-1][0] == "data"
+    assert verdicts(zero_snr.SECTION, points[1:])[3] == "not measured"
