@@ -12,11 +12,15 @@ from torch import Tensor
 from . import record
 from .dealing import Alone, Team
 from .engine import Engine
-from .images import to_uint8
 from .job import Asked
 from .networks.layers import GroupNorm
 from .outputs import Images, Output, open_output
 from .outputs.base import Label
+from .writing import Writing
+
+# Batches drawn by a GPU that may wait to be written. A CPU gains nothing by drawing one while another is written, and a
+# process that holds one batch only leaves more to those that are quicker.
+_WAITING = 2
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,12 @@ class Drawing:
         record.require_same(self.output.folder, self.settings)
 
     def draw(self, batches: Iterable[int], progress: bool = False) -> Iterator[tuple[int, int]]:
-        """Draw and write batches, by number; yields (number, images) when one is safe."""
-        for positions, images in self.engine.stream(batches=batches, progress=progress, **self.asked):
-            number = positions[0] // self.engine.batch_size
-            self.output.write(number, to_uint8(images).cpu())
-            yield number, len(positions)
+        """Draw and write batches, by number; yields (number, images) when one is safe, while others are being drawn."""
+        drawn = self.engine.stream_uint8(batches=batches, progress=progress, **self.asked)
+        with Writing(self.output, _WAITING if self.engine.device.type == "cuda" else 0) as writing:
+            for positions, images in drawn:
+                yield from writing.add(positions[0] // self.engine.batch_size, images)
+            yield from writing.rest()
 
     def run(self, *, resume: bool = False, team: Team | None = None, progress: bool = False) -> Drawn:
         """The whole job, or this process's share of it; see `draw_to`."""

@@ -32,6 +32,7 @@ LAYERS = [
     {"samplers", "samplers.base", "samplers.levels", "samplers.registry", "reference", "denoiser", "images"},
     {"outputs.base", "outputs.kinds", "outputs.archive", "outputs.png_folder"},
     {"outputs"},
+    {"writing"},
     {"adapters", "adapters.schedule", "adapters.unet", "adapters.folder", "adapters.k_diffusion"},
     {"backends", "networks.ideal", "checkpoints", "prepare", "guidance", "measure"},
     {

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import distributed
 
 import engine
-from engine import dealing, drawing
+from engine import dealing
 from engine.outputs.base import SUMS
 from tests.helpers import tree, wavy
 from tests.unit.jobs import LABELS, SEEDS, draw, make
@@ -134,7 +134,7 @@ def test_no_more_than_a_batch_is_held(monkeypatch, tmp_path):
         held.update([images, pixels])
         return pixels
 
-    monkeypatch.setattr(drawing, "to_uint8", watch)
+    monkeypatch.setattr(engine.engine, "to_uint8", watch)
     assert draw(tmp_path, make(batch_size=1)).drawn == 12
 
 
