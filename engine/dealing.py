@@ -30,7 +30,7 @@ class Team(ABC):
 
     @abstractmethod
     def deal(self) -> Iterable[int]:
-        """The numbers of this process's batches, each dealt when the one before is done."""
+        """The numbers of this process's batches, each dealt when it is asked for."""
 
     @abstractmethod
     def done(self) -> None:

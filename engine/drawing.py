@@ -172,6 +172,7 @@ def _numerics(engine: Engine) -> dict[str, Any]:
         "compile": engine.compile,
         "output_dtype": str(engine.output_dtype),
         "batch_invariant": engine.batch_invariant,
+        "buckets": engine.buckets,
         "network_dtype": str(engine.denoiser.dtype),
         "state_dtype": str(engine.state_dtype),
         "network_device": "cpu" if on_cpu else torch.cuda.get_device_name(engine.device),

@@ -203,6 +203,11 @@ class Engine:
         return self._check(None, ..., asked)[1].labels
 
     @property
+    def buckets(self) -> tuple[int, ...]:
+        """The sizes to which batches are padded, ascending; () where they are not."""
+        return self._launcher.buckets
+
+    @property
     def captures(self) -> tuple[CapturedLoop, ...]:
         """What has been captured and is kept, with the seconds that took and the bytes; () without graphs."""
         return () if self._launcher.captured is None else self._launcher.captured.loops()

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import torch
@@ -14,13 +14,14 @@ from .. import checkpoints
 from ..dealing import Alone, Ranks, launched, local_rank
 from ..drawing import Drawing, Drawn
 from ..engine import Engine
+from ..graphs import MODES, Mode
 from ..images import load_png, load_pngs, save_grid
 from ..job import NOISES
 from ..outputs.png_folder import PngFolder
 from .guidance_options import guidance_options, take_guidance
 from .large_options import large_options
 from .sampler_options import sampler_options, take_sampler
-from .types import DTYPES, IntRange
+from .types import DTYPES, BatchSize, IntRange
 
 _PATH = click.Path(path_type=Path, exists=True)
 
@@ -37,10 +38,15 @@ _PATH = click.Path(path_type=Path, exists=True)
 @click.option("--offset-noise", type=float, default=0.0, show_default=True, help="Of whole channels of the latents.")
 @click.option("--noise", type=click.Choice(NOISES), default="philox", show_default=True, help="Random streams.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the network.")
-@click.option("--batch", type=int, default=64, show_default=True, help="Images evaluated together.")
+@click.option(
+    "--batch", type=BatchSize(), default=64, show_default=True, help="Images evaluated together; auto: all that fit."
+)
 @click.option("--batch-invariant", is_flag=True, help="Each image has the bits it would have in a batch of its own.")
 @click.option("--backend", default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--graph", type=click.Choice(MODES), default="auto", show_default=True, help="CUDA graphs of the sampling loop."
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
 @large_options
 @click.option("--grid", is_flag=True, help="Also write grid.png, labelled with classes; it holds all in memory.")
@@ -88,10 +94,11 @@ def _drawing(
     mask: Path | None,
     latents: Path | None,
     dtype: str,
-    batch: int,
+    batch: int | Literal["auto"],
     batch_invariant: bool,
     backend: str,
     device: str,
+    graph: Mode,
     threads: int | None,
     out: Path,
     format: str,
@@ -117,6 +124,7 @@ def _drawing(
         device=device,
         batch_size=batch,
         batch_invariant=batch_invariant,
+        graph=graph,
     )
     shape = denoiser.img_shape
     return Drawing(

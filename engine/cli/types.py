@@ -58,4 +58,17 @@ class JsonObject(click.ParamType):
         return parsed
 
 
+class BatchSize(click.ParamType):
+    """``64`` or ``auto``."""
+
+    name = "int|auto"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "auto" or isinstance(value, int):
+            return value
+        if not str(value).isdigit():
+            self.fail(f"{value!r}; allowed: an integer from 1, or auto", param, ctx)
+        return int(str(value))
+
+
 DTYPES = ("float32", "bfloat16", "float16")

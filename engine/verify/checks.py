@@ -9,6 +9,8 @@ from torch import Tensor
 from ..backends import BACKENDS, REFERENCE, Backend
 from ..denoiser import Denoiser
 from ..engine import Engine
+from ..graphs import Mode
+from ..graphs.capture import CAPTURES
 from ..plan import Sampler
 from ..probe import some_labels
 from ..samplers import dpmpp_2m, edm
@@ -57,9 +59,9 @@ def verify(request: Request) -> Iterator[Finding]:
     yield Finding("Philox", "published answers", str(found), found.equal)
     for backend in request.backends:
         yield from _backend(request, backend)
-    yield captured()
     for device in request.devices:
         for dtype in request.dtypes:
+            yield _attempt(captured, request.denoiser, dtype, device)
             yield _attempt(batches, request.denoiser, dtype, device)
         yield from golden(request.model, request.denoiser, request.dtypes, device)
 
@@ -123,9 +125,17 @@ def samples(denoiser: Denoiser, backend: Backend, dtype: torch.dtype, device: to
     return Finding("samples", f"{backend.name} on {device}, network {_name(dtype)}", str(total), total.equal)
 
 
-def captured() -> Finding:
-    """The captured loop against the eager one; the place for this comparison once there is one."""
-    return Finding("captured", "against eager", "cannot run: this version has no captured loop", None)
+def captured(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Finding:
+    """Loops and single steps replayed from CUDA graphs against the same run eagerly, churned and not."""
+    subject = f"{device}, network {_name(dtype)}"
+    if device.type not in CAPTURES:
+        return Finding("captured", subject, "cannot run: CUDA graphs need a CUDA device", None)
+    total = Comparison()
+    for sampler in _SAMPLERS:
+        eager = _draw(denoiser, sampler, dtype, device, "auto", graph="off")
+        for graph in ("loop", "step"):
+            total += compare(_draw(denoiser, sampler, dtype, device, "auto", graph=graph, times=2), eager)
+    return Finding("captured", subject, str(total), total.equal)
 
 
 def batches(denoiser: Denoiser, dtype: torch.dtype, device: torch.device, promised: bool = False) -> Finding:
@@ -145,13 +155,22 @@ def _draw(
     device: torch.device,
     backend: str,
     batch_size: int = len(_SEEDS),
+    graph: Mode = "off",
+    times: int = 1,
 ) -> Tensor:
-    """Samples in the state's own float64."""
+    """Samples in the state's own float64; those of the last of several times, of which a graph's first warms it up."""
     engine = Engine(
-        denoiser, dtype=dtype, device=device, backend=backend, batch_size=batch_size, output_dtype=torch.float64
+        denoiser,
+        dtype=dtype,
+        device=device,
+        backend=backend,
+        batch_size=batch_size,
+        output_dtype=torch.float64,
+        graph=graph,
     )
     labels = None if denoiser.labels_are_classes else some_labels(denoiser, len(_SEEDS))
-    return engine.sample(seeds=_SEEDS, class_labels=labels, sampler=sampler).cpu()
+    drawn = [engine.sample(seeds=_SEEDS, class_labels=labels, sampler=sampler) for _ in range(times)]
+    return drawn[-1].cpu()
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -11,12 +11,14 @@ import torch
 import engine
 from engine import backends, reference
 from engine.backends import BACKENDS, REFERENCE, Backend
+from engine.graphs import Graph
 from engine.preconditioning import EDM
 from engine.verify import checks, golden
-from engine.verify.checks import Request, verify
+from engine.verify.checks import Request, captured, verify
 from engine.verify.compare import Comparison, compare
 from engine.verify.normals import normal_comparison, philox_comparison
 from tests.helpers import small_unet, wavy
+from tests.replay import replay  # noqa: F401 (a fixture)
 from tests.unit.test_cli import run
 
 CPU = torch.device("cpu")
@@ -250,3 +252,12 @@ def test_command(monkeypatch, tmp_path, capsys, with_wrong_backend):
         assert run(monkeypatch, *command, *given) == 2
         refused = tuple(f"edm-engine: {name} is" for name in ("backend", "device", "model"))
         assert capsys.readouterr().err.startswith(refused)
+
+
+def test_captured_loops_are_compared_with_eager_ones(monkeypatch, replay):  # noqa: F811
+    found = captured(wavy(EDM(), label_dim=3), F32, CPU)
+    assert found.passed
+    assert "equal to the bit" in found.outcome
+    assert replay.replayed > 0
+    monkeypatch.setattr(type(replay), "capture", lambda self, work: Graph(lambda: None))  # replays nothing
+    assert captured(wavy(EDM(), label_dim=3), F32, CPU).passed is False
