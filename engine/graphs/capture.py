@@ -92,8 +92,9 @@ class CudaCapture:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                torch.cuda.set_stream(current)  # torch leaves the side stream current when a capture fails
                 raise CaptureError(f"the loop could not be captured in a CUDA graph: {error}") from error
+            finally:
+                torch.cuda.set_stream(current)  # torch leaves the side stream current when a capture fails
             taken = max(0, free - torch.cuda.mem_get_info(self.device)[0])
             return Graph(graph.replay, taken, time.perf_counter() - started)
 

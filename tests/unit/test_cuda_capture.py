@@ -1,0 +1,151 @@
+"""`CudaCapture` and `CopyOut` against a torch.cuda that only writes down what is asked of it: the order of events."""
+
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.graphs import CaptureError
+from engine.graphs.capture import CudaCapture
+from engine.transfer import CopyOut
+
+CUDA = torch.device("cuda", 0)
+
+
+class Stream:
+    def __init__(self, log, name):
+        self.log, self.name = log, name
+
+    def wait_stream(self, other):
+        self.log.append(f"{self.name} waits for {other.name}")
+
+    def wait_event(self, event):
+        self.log.append(f"{self.name} waits for {event.name}")
+
+
+class Event:
+    def __init__(self, log):
+        self.log = log
+
+    def record(self, stream):
+        self.name = f"event of {stream.name}"
+        self.log.append(self.name)
+
+    def synchronize(self):
+        self.log.append(f"host waits for {self.name}")
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """torch.cuda, as far as the engine uses it; ``log.current`` is the current stream."""
+    found = SimpleNamespace(lines=[], free=1000, pools=0, fails=None, leaves_stream=False)
+    found.current = found.main = Stream(found.lines, "main")
+
+    def new_stream(device):
+        return Stream(found.lines, "side")
+
+    @contextmanager
+    def on_stream(stream):
+        before, found.current = found.current, stream
+        try:
+            yield
+        finally:
+            found.current = before
+
+    @contextmanager
+    def graph(made, pool, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        found.lines.append(f"capture on {stream.name} in {pool}")
+        before, found.current = found.current, stream
+        yield
+        if found.fails is not None:  # as torch does: the error comes on leaving, and the stream stays
+            raise found.fails
+        found.free -= 300
+        found.current = before
+
+    def pool():
+        found.pools += 1
+        return f"pool {found.pools}"
+
+    made = SimpleNamespace(replay=lambda: found.lines.append("replay"))
+    for name, fake in {
+        "Stream": new_stream,
+        "Event": lambda: Event(found.lines),
+        "stream": on_stream,
+        "graph": graph,
+        "graph_pool_handle": pool,
+        "CUDAGraph": lambda: made,
+        "current_stream": lambda device=None: found.current,
+        "set_stream": lambda stream: setattr(found, "current", stream),
+        "device": lambda device: nullcontext(),
+        "empty_cache": lambda: None,
+        "mem_get_info": lambda device: (found.free, 4000),
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=4000),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return found
+
+
+def test_turns_follow_each_other_on_any_stream(log):
+    capture = CudaCapture(CUDA)
+    with capture.turn():
+        log.lines.append("work")
+    log.current = Stream(log.lines, "other")
+    with capture.turn():
+        log.lines.append("work")
+    assert log.lines == ["work", "event of main", "other waits for event of main", "work", "event of other"]
+
+
+def test_a_turn_that_failed_is_waited_for_too(log):
+    capture = CudaCapture(CUDA)
+    with pytest.raises(KeyError), capture.turn():
+        raise KeyError
+    assert log.lines == ["event of main"]
+
+
+def test_warming_up_is_between_what_is_before_and_after(log):
+    CudaCapture(CUDA).warm_up(lambda: log.lines.append(f"work on {log.current.name}"))
+    assert log.lines == ["side waits for main", "work on side", "main waits for side"]
+
+
+def test_captures_share_a_pool_until_all_are_forgotten(log):
+    capture = CudaCapture(CUDA)
+    graphs = [capture.capture(lambda: log.lines.append("work")) for _ in range(2)]
+    capture.forget()
+    capture.capture(lambda: None)
+    captured = [line for line in log.lines if line.startswith("capture")]
+    assert captured == ["capture on side in pool 1", "capture on side in pool 1", "capture on side in pool 2"]
+    assert [graph.nbytes for graph in graphs] == [300, 300]
+    assert all(graph.seconds > 0 for graph in graphs)
+    graphs[0].replay()
+    assert log.lines[-1] == "replay"
+    assert capture.budget() == 2000
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(log):
+    log.fails = RuntimeError("CUDA error: operation not permitted when stream is capturing")
+    with pytest.raises(
+        CaptureError, match="could not be captured in a CUDA graph: CUDA error: operation not permitted"
+    ):
+        CudaCapture(CUDA).capture(lambda: None)
+    assert log.current is log.main
+
+
+def test_too_little_memory_is_told_as_such(log):
+    log.fails = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaCapture(CUDA).capture(lambda: None)
+    assert log.current is log.main
+
+
+def test_copying_out_waits_for_the_current_stream_only(monkeypatch, log):
+    kept = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda t, stream: kept.append(stream.name))
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *of, pin_memory, **named: empty(*of, **named))
+    arriving = CopyOut(CUDA)(torch.arange(4.0))
+    assert log.lines == ["side waits for main", "event of side"]
+    assert kept == ["side"]
+    assert arriving.wait().tolist() == [0, 1, 2, 3]
+    assert log.lines[-1] == "host waits for event of side"
