@@ -74,6 +74,7 @@ def figure(measurements: Measurements) -> "Figure | None":
     if not rows:
         return None
     drawn = new_figure(8, 6.5)
+    drawn.suptitle("Brightness of samples by class, two networks trained alike but for the betas")
     axes = drawn.subplots()
     for index, (trained, found) in enumerate(rows.items()):
         real = [row["mean_brightness_data"] for row in found]

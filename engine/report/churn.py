@@ -57,8 +57,8 @@ def _helps(measurements: Measurements) -> Finding:
     claim = "stochasticity helps: with the right limits, some S_churn above 0 gives better images than none"
     rule = (
         "with the limits and S_noise. Confirmed: the best S_churn above 0 is below S_churn = 0 by more than the paired "
-        "95% interval; different here: it is above by more; not confirmed: neither. (The best of several values is "
-        "picked on the same seeds, which favours it a little; `edm-engine tune` judges on fresh ones.)"
+        "95% interval; different here: it is above by more; not confirmed: neither. The best of several values is "
+        "picked on the same seeds, which favours it a little; `edm-engine tune` judges on fresh ones"
     )
     scores = _scores(measurements, ALL)
     if len(scores) < 3 or 0.0 not in scores:

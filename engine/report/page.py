@@ -2,14 +2,16 @@
 
 import base64
 import io
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from ..files import write_bytes
 from .measurements import Json, Measurements
-from .section import Budget, Drawn, Finding, Section, Table
+from .section import Budget, Drawn, Finding, Section, Table, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,8 +25,9 @@ h1, h2 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; 
 figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption, .from { color: #555; font-size: 0.9rem; }
 table { border-collapse: collapse; font-size: 0.9rem; margin: 1rem 0; } caption { text-align: left; color: #555; }
 th, td { border: 1px solid #ccc; padding: 0.2rem 0.6rem; text-align: left; }
-.finding { border-left: 4px solid #888; padding: 0.1rem 1rem; margin: 1rem 0; background: #f7f7f7; }
-.confirmed { border-color: #009e73; } .not-confirmed, .different-here { border-color: #d55e00; }
+.confirmed { --mark: #009e73; } .not-confirmed { --mark: #d55e00; } .different-here { --mark: #e69f00; }
+.finding { border-left: 4px solid var(--mark, #888); padding: 0.1rem 1rem; margin: 1rem 0; background: #f7f7f7; }
+td.here { box-shadow: inset 4px 0 var(--mark, #888); padding-left: 0.8rem; min-width: 9rem; } a { color: inherit; }
 .verdict { font-weight: bold; } code { font-size: 0.85rem; overflow-wrap: anywhere; }
 """
 
@@ -49,7 +52,7 @@ _Part = tuple[Section, Measurements, Drawn, dict[str, bytes]]
 
 def _nothing(section: Section) -> Drawn:
     why = f"there is no measurement file of {section.name}"
-    return Drawn((Finding(section.title, "none", "not measured", why),))
+    return Drawn((Finding("all claims of this section", "none", "not measured", why),))
 
 
 def _save(out: Path, drawn: Drawn, measurements: Measurements) -> dict[str, bytes]:
@@ -69,21 +72,32 @@ def _png(figure: "Figure", origin: str) -> bytes:
 
 
 def _head(parts: Sequence[_Part]) -> str:
-    rows = tuple(
-        (section.title, finding.claim, _verdict(finding, section, measurements))
-        for section, measurements, drawn, _ in parts
-        for finding in drawn.findings
-    )
     return (
         "<h1>Figures of the papers, measured here</h1>\n"
         "<p>Every figure is drawn from a file of measurements, and every verdict follows from its numbers by the rule "
         "beside it. Frechet distances are taken on the features of the Fashion-MNIST classifier that ships, against "
         "the 60,000 training images: they are not FIDs. With few images the distance is too large, by about as much "
         "for every point of a figure, so points of one figure compare and those of different numbers of images do not. "
-        "All points of a figure draw the same seeds, 0 on, with the classes in turn. Intervals are 95% jackknives over "
-        "ten blocks of seeds; those of differences are paired, seed by seed.</p>\n"
-        + _table(Table("All findings", ("figure", "claim", "here"), rows))
+        "All scores of a figure are of the same seeds, 0 on, with the classes in turn. Intervals are 95% jackknives "
+        "over ten blocks of seeds; those of differences are paired, seed by seed.</p>\n" + _overview(parts)
     )
+
+
+def _overview(parts: Sequence[_Part]) -> str:
+    """Every finding with a link to its section, and how many there are of each verdict."""
+    counts = Counter(finding.verdict for _, _, drawn, _ in parts for finding in drawn.findings)
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict) if counts[verdict])
+    rows = []
+    for section, measurements, drawn, _ in parts:
+        link = f"<a href='#{section.name}'>{escape(section.title)}</a>"
+        first = f"<td rowspan='{len(drawn.findings)}'>{link}</td>"
+        for finding in drawn.findings:
+            kind, verdict = _kind(finding), _verdict(finding, section, measurements)
+            rows.append(f"<tr>{first}<td>{_prose(finding.claim)}</td><td class='here {kind}'>{verdict}</td></tr>")
+            first = ""
+    head = "<tr><th>figure</th><th>claim</th><th>here</th></tr>"
+    body = "\n".join(rows)
+    return f"<table><caption>All {counts.total()} findings: {told}</caption>\n{head}\n{body}</table>"
 
 
 def _section(section: Section, measurements: Measurements, drawn: Drawn, pngs: Mapping[str, bytes]) -> str:
@@ -94,7 +108,7 @@ def _section(section: Section, measurements: Measurements, drawn: Drawn, pngs: M
         lines.append(f"<figure><img alt='{escape(shown, quote=True)}' src='data:image/png;base64,{data}'/>")
         lines.append(f"<figcaption>{escape(shown)}.</figcaption></figure>")
     lines += [_table(table) for table in drawn.tables]
-    lines += [f"<p>{escape(note)}</p>" for note in section.notes]
+    lines += [f"<p>{_prose(note)}</p>" for note in section.notes]
     return "\n".join([*lines, _from(measurements), ""])
 
 
@@ -108,11 +122,20 @@ def _verdict(finding: Finding, section: Section, measurements: Measurements) -> 
 
 
 def _finding(finding: Finding, verdict: str) -> str:
-    kind = finding.verdict.replace(" ", "-")
     return (
-        f"<div class='finding {kind}'><p><span class='verdict'>{verdict}</span>: {escape(finding.claim)}.</p>"
-        f"<p>{escape(finding.numbers)}.</p><p class='from'>Rule: {escape(finding.rule)}.</p></div>"
+        f"<div class='finding {_kind(finding)}'><p><span class='verdict'>{verdict}</span>: {_prose(finding.claim)}.</p>"
+        f"<p>{_prose(finding.numbers)}.</p><p class='from'>Rule: {_prose(finding.rule)}.</p></div>"
     )
+
+
+def _kind(finding: Finding) -> str:
+    """The class that colours it."""
+    return finding.verdict.replace(" ", "-")
+
+
+def _prose(text: str) -> str:
+    """Text in which `code` may stand."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _table(table: Table) -> str:
@@ -129,7 +152,7 @@ def _from(measurements: Measurements) -> str:
         return "<p class='from'>No measurements.</p>"
     runs = dict.fromkeys(_run(run) for run in measurements.runs)
     items = "".join(f"<li>{line}</li>" for line in runs)
-    points = f"{len(measurements.points)} points"
+    points = f"{len(measurements.points)} point{'s' * (len(measurements.points) != 1)}"
     return (
         f"<div class='from'><p><code>{measurements.path.name}</code>, {points}, measured by</p><ul>{items}</ul></div>"
     )

@@ -114,6 +114,9 @@ def figure(measurements: Measurements) -> "Figure | None":
     if not found:
         return None
     drawn = new_figure(12, 4.2)
+    drawn.suptitle(
+        f"Exposure by the weight of guidance, with zero terminal SNR, {measurements.budget['images']} images"
+    )
     for axes, name in zip(drawn.subplots(1, len(MEASURES)), MEASURES, strict=True):
         _panel(axes, found, name)
     return drawn
@@ -130,7 +133,7 @@ def _panel(axes: "Axes", found: dict[tuple[float, float], Json], name: str) -> N
     data = next(iter(found.values()))[name]["data"]
     axes.axhline(data, color="black", linestyle=":", label="the data's")
     axes.set(xlabel="weight of classifier-free guidance (1: none)")
-    axes.set_title(MEASURES[name], fontsize=10)
+    axes.set_ylabel(MEASURES[name])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 

@@ -62,7 +62,8 @@ def test_the_page_is_whole_and_refers_to_nothing_else(page):
     assert reader.open == []
     assert reader.headings == [section.name for section in SECTIONS]
     assert reader.images
-    assert all(reference.startswith("data:image/png;base64,") for reference in reader.references)
+    links = [reference for reference in reader.references if not reference.startswith("data:image/png;base64,")]
+    assert links == [f"#{section.name}" for section in SECTIONS]
     assert not re.search(r"url\(|@import", text)
     assert len(list(page.parent.glob("*.png"))) == len(reader.images)
     for part in text.split("<h2")[1:]:
@@ -75,7 +76,8 @@ def test_every_figure_says_where_its_numbers_come_from(page):
         kept = Measurements.load(path)
         assert path.stem == kept.section
         assert kept.section in [section.name for section in SECTIONS]
-        assert f"<code>{path.name}</code>, {len(kept.points)} points" in text
+        points = "1 point" if len(kept.points) == 1 else f"{len(kept.points)} points"
+        assert f"<code>{path.name}</code>, {points}, measured by" in text
         for run in kept.runs:
             assert run["command"] in text
             assert "+changes" not in run["commit"]
