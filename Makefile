@@ -58,9 +58,21 @@ test-gpu: gpu-build
 	$(PYTHON) -m pytest tests/cpu tests/unit/test_advance.py tests/unit/test_cuda_source.py tests/unit/test_triton_ptx.py \
 	    tests/unit/test_triton_networks_ptx.py
 
+# About nine minutes after the build, the most important first; each has its own limit, and what one measured stays when
+# it or another fails. Compiling the network for all batch sizes takes longer: bench_sample alone, without --minutes.
 bench-gpu: gpu-build
-	$(PYTHON) -m bench.bench_advance --device cuda
-	$(PYTHON) -m bench.bench_unet --device cuda --compile --dtype bfloat16 --batch 1 8 64 256 512 --network cifar10
+	@failed=; \
+	measure() { \
+	    started=$$(date +%s); limit=$$1; shift; \
+	    timeout --signal=INT --kill-after=20 $$limit $(PYTHON) -m bench.$$* --device cuda || failed="$$failed $$1"; \
+	    echo "bench.$$1: $$(($$(date +%s) - started)) s"; \
+	}; \
+	measure 330 bench_sample --network cifar10:1,64,512 imagenet64:64 --rounds 5 --seconds 8 --longest 30 \
+	    --minutes 4.5 --compile-seconds 120; \
+	measure 60 profile_sample --network cifar10 --batch 512 --batches 3; \
+	measure 60 bench_unet --dtype bfloat16 --batch 1 64 512 --network cifar10 --seconds 1; \
+	measure 90 bench_advance --size 1x3x32x32 512x3x32x32; \
+	test -z "$$failed" || { echo "bench-gpu: these failed:$$failed"; exit 1; }
 
 clean:
 	rm -rf $(VENV) build out .mypy_cache .ruff_cache .pytest_cache

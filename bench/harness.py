@@ -2,15 +2,19 @@
 
 import argparse
 import json
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from engine.files import write_bytes
 from engine.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,30 +79,67 @@ def launches(call: Callable[[], object], device: torch.device) -> int:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
 
 
-def write(name: str, device: torch.device, rows: list[dict[str, Any]], notes: str) -> Path:
-    """bench/results/<name>-<device>-<date>.json and the same as a Markdown table; prints the table."""
-    record = {"benchmark": name, "provenance": provenance(device), "notes": notes, "rows": rows}
+def write(
+    name: str,
+    device: torch.device,
+    rows: list[dict[str, Any]],
+    notes: str,
+    *,
+    sections: Mapping[str, list[dict[str, Any]]] | None = None,
+    prefix: str | None = None,
+    label: str = "",
+    show: bool = True,
+) -> Path:
+    """bench/results/<prefix>-<device>-<date>[-<label>].json and the same as a Markdown table; prints the table.
+
+    prefix: None for the benchmark's name, "" for none. sections: further tables below, by their titles; empty ones are
+    left out. Each file is replaced whole, so an interrupted benchmark may be written after each of its parts.
+    """
+    record: dict[str, Any] = {"benchmark": name, "provenance": provenance(device) | gpu_versions(device)}
+    record |= {"notes": notes, "rows": rows}
+    if sections:
+        record["sections"] = {title: table for title, table in sections.items() if table}
     slug = "".join(c if c.isalnum() else "-" for c in record["provenance"]["device"].lower()).strip("-")
-    path = RESULTS / f"{name}-{slug}-{record['provenance']['date']}.json"
+    parts = (name if prefix is None else prefix, slug, record["provenance"]["date"], label)
+    path = RESULTS / ("-".join(part for part in parts if part) + ".json")
     RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
     table = markdown(record)
-    path.with_suffix(".md").write_text(table)
-    print(table)
+    write_bytes(path.with_suffix(".md"), table.encode())
+    if show:
+        print(table)
     return path
+
+
+def gpu_versions(device: torch.device) -> dict[str, str]:
+    """triton, CUDA and the driver, where the device is a GPU; {} otherwise."""
+    if device.type != "cuda":
+        return {}
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"]
+    asked = shutil.which("nvidia-smi") and subprocess.run(query, capture_output=True, text=True)
+    driver = asked.stdout.strip() if asked and asked.returncode == 0 else "unknown"
+    return {"triton": version("triton"), "cuda": str(torch.version.cuda), "driver": driver}
 
 
 def markdown(record: dict[str, Any]) -> str:
     facts = ", ".join(f"{key} {value}" for key, value in record["provenance"].items())
-    columns = list(record["rows"][0])
     lines = [f"# {record['benchmark']}", "", f"{facts}.", "", record["notes"], ""]
-    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row[c]) for c in columns) + " |" for row in record["rows"]]
+    lines += _table(record["rows"])
+    for title, rows in record.get("sections", {}).items():
+        lines += ["", f"## {title}", "", *_table(rows)]
     return "\n".join(lines) + "\n"
 
 
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    columns = list(rows[0]) if rows else ["nothing measured"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return lines + ["| " + " | ".join(_cell(row[c]) for c in columns) + " |" for row in rows]
+
+
 def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+    return str(value).replace("|", "\\|")
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -1,0 +1,220 @@
+"""Whole sampling, from seeds to uint8 images on the host: this engine beside the same network in others' loops.
+
+    python -m bench.bench_sample [--device cuda] [--network cifar10 imagenet64:1,64] [--batch 1 8 64 512]
+    python -m bench.bench_sample --device cpu --network fashion-mnist --dtype float32 bfloat16 --compile
+
+Every variant draws the same batch with the same number of evaluations; all but "eager float32" with the same network in
+the dtype asked for. What cannot run is listed with the reason. Writes bench/results/<device>-<date>.json and .md anew
+after each network, batch and dtype. On a GPU also the issue's targets, the share of all but the network's kernels, how
+busy the GPU is over a job, and what it does at best.
+"""
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench import device_rows
+from bench.bench_unet import load
+from bench.harness import parser, write
+from bench.rounds import OutOfTime, at_most, interleaved
+from bench.targets import judged
+from bench.variants import CannotRun, Prepared, Situation, Variant, variants
+from engine.measure import measure
+
+STEPS = {"imagenet64": 40}  # as the EDM paper evaluates it; 18 for the others
+BATCHES = (1, 8, 64, 512)
+NOTES = (
+    "From seeds (noise for others than the engine) to uint8 on the host, one call a batch; others' noise is of one "
+    "torch.Generator. ms an image: medians of interleaved rounds with p20 and p80, in turn in one process, so that "
+    "what else the machine does hits all alike; times engine: the variant's time in units of the engine's in the same "
+    "rounds. TFLOP/s: of the network's evaluations (engine.measure), over the whole time. MiB: what preparing the "
+    "variant took of a GPU's memory, its caches and graphs included. diffusers draws by EDMEulerScheduler with as many "
+    "evaluations, k-diffusion by sample_heun."
+)
+
+
+class Bench:
+    """One run: what was measured so far, and the files that hold it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.device = options, torch.device(options.device)
+        self.started = time.perf_counter()
+        self.rows: list[dict[str, Any]] = []
+        self.device_rows: list[dict[str, Any]] = []
+        self.ceilings: list[dict[str, Any]] = []
+
+    @property
+    def left(self) -> float:
+        """Seconds until what takes long is left out."""
+        return self.options.minutes * 60 - (time.perf_counter() - self.started)
+
+    def write(self, show: bool = False) -> None:
+        gpu = self.device.type == "cuda"
+        sections = {
+            "Targets (of one H200-class GPU)": judged(self.rows, self.device_rows) if gpu else [],
+            "The engine on the device": self.device_rows,
+            "What the device does at best": self.ceilings,
+        }
+        notes, label = " ".join([NOTES, *self.options.note]), self.options.label
+        write("sample", self.device, self.rows, notes, sections=sections, prefix="", label=label, show=show)
+
+    def compare(self, situation: Situation, compiled: bool) -> None:
+        """All variants of one situation in the same rounds, or the engine and those that torch.compile makes."""
+        flops = measure(situation.denoiser).flops
+        listed = [v for v in variants(situation, compiled) if v.compiles == compiled or v.name == "engine"]
+        listed = [v for v in listed if not self.options.variant or v.name in (*self.options.variant, "engine")]
+        if len(listed) == 1 and compiled:
+            return
+        prepared, taken, reasons = {}, {}, {}
+        for variant in listed:
+            say(f"{situation.network} {situation.half} batch {situation.batch}: {variant.name}")
+            before = free_bytes(self.device)
+            try:
+                prepared[variant.name] = self.prepare(variant)
+                taken[variant.name] = (before - free_bytes(self.device)) / 2**20
+            except Exception as error:  # whatever keeps one variant from running must not cost the others
+                if variant.name == "engine":
+                    raise
+                reasons[variant.name] = reason(error)
+        calls: dict[str, Callable[[], object]] = {name: each.draw for name, each in prepared.items()}
+        times = interleaved(calls, self.options.rounds, self.options.seconds)
+        self.rows += [
+            row(situation, name, times.get(name), times["engine"], flops, taken.get(name), reasons.get(name, ""))
+            for name in (variant.name for variant in listed)
+            if not (compiled and name == "engine")
+        ]
+        self.write()
+        if self.device.type == "cuda" and not compiled:
+            largest = situation.network == "cifar10" and situation.batch == max(self.batches(situation.network))
+            images = self.options.job if largest else 0
+            self.device_rows.append(device_rows.row(situation, prepared["engine"], self.options.rounds, images))
+            self.write()
+
+    def prepare(self, variant: Variant) -> Prepared:
+        """Ready to be timed: tried out, and short enough. Raises whatever keeps it from running."""
+        if not variant.compiles:
+            return self.tried(variant.prepare())
+        limit = min(self.options.compile_seconds, self.left)
+        if limit < 1:
+            raise CannotRun(f"not begun: the {self.options.minutes:g} minutes of this run had passed")
+        try:
+            with at_most(limit):
+                return self.tried(variant.prepare())
+        except OutOfTime:
+            raise CannotRun(f"not compiled in {limit:.0f} s") from None
+
+    def tried(self, prepared: Prepared) -> Prepared:
+        """After three calls: graphs are captured in the second. Raises `CannotRun` where the third took too long."""
+        for _ in range(3):
+            started = time.perf_counter()
+            prepared.try_out()
+            taken = (time.perf_counter() - started) / prepared.share
+        if prepared.made is None and taken > self.options.longest:
+            by, longest = f"{prepared.share:.0%} of it", self.options.longest
+            raise CannotRun(f"a batch would take {taken:.0f} s, going by {by}; --longest is {longest:g}")
+        return prepared
+
+    def batches(self, network: str) -> tuple[int, ...]:
+        """Those of --network name:1,8, else of --batch."""
+        for given in self.options.network:
+            name, _, own = given.partition(":")
+            if name == network and own:
+                return tuple(int(size) for size in own.split(","))
+        return tuple(self.options.batch)
+
+
+def row(
+    situation: Situation,
+    variant: str,
+    times: Sequence[float] | None,
+    engine_times: Sequence[float],
+    flops: int,
+    taken: float | None,
+    note: str,
+) -> dict[str, Any]:
+    """One variant's. times: seconds a batch in each round, None if it did not run."""
+    cells: dict[str, Any] = dict.fromkeys(
+        ["rounds", "ms an image", "p20", "p80", "images/s", "times engine", "TFLOP/s", "MiB"], ""
+    )
+    if times is not None:
+        p20, p50, p80 = (float(each) for each in np.percentile(times, [20, 50, 80]) / situation.batch)
+        # Of the rounds that both had: those of a slow variant are the first ones.
+        ratio = float(np.median(times) / np.median(engine_times[: len(times)]))
+        cells |= {"rounds": len(times), "ms an image": p50 * 1e3, "p20": p20 * 1e3, "p80": p80 * 1e3}
+        cells |= {"images/s": 1 / p50, "times engine": ratio, "TFLOP/s": flops * situation.nfe / p50 / 1e12}
+        cells |= {"MiB": round(taken) if taken is not None and situation.device.type == "cuda" else ""}
+    dtype = "float32" if variant == "eager float32" else situation.half
+    start = {"network": situation.network, "dtype": dtype, "batch": situation.batch, "NFE": situation.nfe}
+    return start | {"variant": variant} | cells | {"note": note}
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what went wrong."""
+    text = str(error).strip().splitlines()
+    first = text[0][:200] if text else ""
+    return first if isinstance(error, CannotRun) else f"{type(error).__name__}: {first}"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of a GPU's memory, with nothing cached; 0 on a CPU."""
+    gc.collect()
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def say(what: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    made = parser(__doc__.splitlines()[0])
+    networks = "fashion-mnist, cifar10, imagenet64; with batch sizes of its own as imagenet64:1,64"
+    made.add_argument("--network", nargs="+", default=["cifar10", "imagenet64:1,64"], help=networks)
+    made.add_argument("--batch", nargs="+", type=int, default=BATCHES)
+    made.add_argument("--dtype", nargs="+", default=["bfloat16"])
+    made.add_argument("--steps", type=int, help="of Heun; 40 for imagenet64 and 18 for others if not given")
+    made.add_argument("--variant", nargs="+", help="by name; all if not given. The engine is always measured")
+    made.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; by default on a GPU")
+    made.add_argument("--compile-seconds", type=float, default=900, help="at most, for each that is compiled")
+    made.add_argument("--rounds", type=int, default=7)
+    made.add_argument("--seconds", type=float, default=20.0, help="for each variant and situation, roughly")
+    made.add_argument("--longest", type=float, default=120.0, help="seconds a batch, beyond which others are left out")
+    made.add_argument("--minutes", type=float, default=1e9, help="after which nothing more is compiled")
+    made.add_argument("--job", type=int, default=10_000, help="images of the job over which a GPU is to be busy")
+    made.add_argument("--label", default="", help="appended to the file's name")
+    made.add_argument("--note", action="append", default=[], help="a sentence for the result file")
+    return made.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    options = arguments(given)
+    bench = Bench(options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # "float32" is to mean that
+    situations = [
+        Situation(name, denoiser, batch, getattr(torch, dtype), options.steps or STEPS.get(name, 18), bench.device)
+        for name, denoiser in ((each, load(each)) for each in (given.partition(":")[0] for given in options.network))
+        for dtype in options.dtype
+        for batch in bench.batches(name)
+    ]
+    compiles = bench.device.type == "cuda" if options.compile is None else options.compile
+    if bench.device.type == "cuda":
+        bench.ceilings = device_rows.ceilings(bench.device)
+    # What is quick to prepare in all situations first: compiling takes minutes, and time may run out.
+    for compiled in (False, True) if compiles else (False,):
+        for situation in situations:
+            bench.compare(situation, compiled)
+    bench.write(show=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""The benchmark of whole sampling: that the loops beside the engine draw the same images, and what it writes."""
+
+import itertools
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import engine
+from bench import bench_sample, harness, profile_sample, rounds, targets, user_loops
+from bench.variants import Situation, variants
+from engine import reference
+from engine.preconditioning import EDM
+from tests.helpers import small_unet, wavy
+
+SHAPE = (3, 8, 6)
+STEPS = 7
+LATENTS = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+DENOISER = wavy(EDM(), SHAPE, label_dim=4)
+LABELS = torch.eye(4)[[0, 3, 1]]
+
+
+@torch.no_grad()
+def test_the_users_loop_is_algorithm_2_to_the_bit():
+    found = user_loops.heun(DENOISER, LATENTS, LABELS, STEPS)
+    expected = reference.algorithm2(
+        lambda x, sigma: DENOISER(x, sigma, LABELS), EDM(), LATENTS, lambda i: torch.zeros(()), steps=STEPS
+    )
+    assert found.dtype == torch.float64
+    assert torch.equal(found, expected)
+
+
+def test_the_users_loop_draws_the_engines_images_to_the_bit():
+    sampler = engine.samplers.edm(steps=STEPS)
+    drawn = engine.sample(
+        DENOISER, latents=LATENTS, class_labels=[0, 3, 1], sampler=sampler, output_dtype=torch.float64
+    )
+    assert torch.equal(user_loops.heun(DENOISER, LATENTS, LABELS, STEPS), drawn)
+    assert torch.equal(user_loops.plain(DENOISER, LATENTS, LABELS, STEPS), engine.to_uint8(drawn))
+
+
+def test_k_diffusions_loop_draws_the_same_images():
+    loop = _loop(user_loops.k_diffusion_loop)
+    difference = loop(DENOISER, LATENTS.float(), LABELS, STEPS).int() - _plain(STEPS)
+    assert difference.abs().max() <= 1  # state float32
+
+
+def test_diffusers_loop_converges_to_the_same_images():
+    loop = _loop(user_loops.diffusers_loop)
+    errors = [
+        (loop(DENOISER, LATENTS.float(), LABELS, steps).int() - _plain(100)).abs().float().mean() for steps in (8, 80)
+    ]
+    assert errors[1] < 1 < 5 * errors[1] < errors[0]  # by Euler, so at first order
+
+
+def _plain(steps):
+    return user_loops.plain(DENOISER, LATENTS, LABELS, steps).int()
+
+
+def _loop(make):
+    try:
+        return make()
+    except user_loops.CannotRun as why:
+        pytest.skip(f"{why} (make test)")
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """The results folder, for a benchmark that finds a tiny network."""
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench_sample, "load", lambda name: small_unet(label_dim=2))
+    monkeypatch.setattr(profile_sample, "load", lambda name: small_unet(label_dim=2))
+    return tmp_path
+
+
+TINY = ["--device", "cpu", "--network", "tiny", "--steps", "2", "--rounds", "1", "--seconds", "0"]
+
+
+def test_main_writes_every_variant(results, capsys):
+    bench_sample.main([*TINY, "--batch", "1", "2", "--note", "Said so."])
+    (path,) = results.glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["notes"].endswith("Said so.")
+    assert {"device", "threads", "torch", "python", "commit", "date"} <= set(record["provenance"])
+    assert not path.name.startswith("sample")
+    assert path.stem.endswith(record["provenance"]["date"])
+    names = ["engine", "eager float32", "eager bfloat16, channels_last", "k-diffusion", "diffusers"]
+    assert [(row["batch"], row["variant"]) for row in record["rows"]] == list(itertools.product([1, 2], names))
+    for row in record["rows"]:
+        assert row["NFE"] == 3
+        assert (row["images/s"] == "") == bool(row["note"])
+        if not row["note"]:
+            assert row["images/s"] == pytest.approx(1e3 / row["ms an image"])
+            assert row["p20"] == row["ms an image"] == row["p80"]
+            assert row["TFLOP/s"] > 0
+    assert [row["times engine"] for row in record["rows"] if row["variant"] == "engine"] == [1, 1]
+    table = path.with_suffix(".md").read_text()
+    assert table.count("| tiny |") == 10
+    assert table in capsys.readouterr().out
+    assert "Targets" not in table  # of a GPU
+
+
+def test_what_cannot_run_is_listed_with_the_reason(results, monkeypatch):
+    monkeypatch.setattr("bench.variants.k_diffusion_loop", lambda: _raise(user_loops.CannotRun("not installed")))
+    monkeypatch.setattr("bench.variants.diffusers_loop", lambda: _raise(RuntimeError("broken\nin two lines")))
+    bench_sample.main([*TINY, "--batch", "1", "--longest", "1e-9"])
+    rows = json.loads(next(results.glob("*.json")).read_text())["rows"]
+    notes = {row["variant"]: row["note"] for row in rows}
+    assert (notes["engine"], notes["k-diffusion"]) == ("", "not installed")
+    assert notes["diffusers"] == "RuntimeError: broken"
+    assert notes["eager float32"].startswith("a batch would take")
+    assert notes["eager float32"].endswith("s, going by 100% of it; --longest is 1e-09")
+
+
+def test_an_interrupted_run_leaves_what_it_measured(results, monkeypatch):
+    compared = bench_sample.Bench.compare
+
+    def once(self, situation, compiled):
+        compared(self, situation, compiled) if situation.batch == 1 else _raise(KeyboardInterrupt())
+
+    monkeypatch.setattr(bench_sample.Bench, "compare", once)
+    with pytest.raises(KeyboardInterrupt):
+        bench_sample.main([*TINY, "--batch", "1", "2", "--variant", "eager float32"])
+    rows = json.loads(next(results.glob("*.json")).read_text())["rows"]
+    assert [(row["batch"], row["variant"]) for row in rows] == [(1, "engine"), (1, "eager float32")]
+
+
+def test_compiling_ends_when_its_time_is_over(results, monkeypatch):
+    slow = lambda situation, mode: time.sleep(60)  # noqa: E731
+    monkeypatch.setattr("bench.variants.by_compile", slow)
+    options = [*TINY, "--batch", "1", "--compile", "--variant", "compile", "--compile-seconds", "1"]
+    bench_sample.main(options)
+    assert _notes(results) == ["", "not compiled in 1 s"]
+    bench_sample.main([*options, "--minutes", "0"])
+    assert _notes(results) == ["", "not begun: the 0 minutes of this run had passed"]
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+
+
+def _notes(results):
+    return [row["note"] for row in json.loads(next(results.glob("*.json")).read_text())["rows"]]
+
+
+def _raise(error):
+    raise error
+
+
+def test_variants_of_a_gpu():
+    """Their names alone: nothing is prepared."""
+    situation = Situation("tiny", small_unet(), 4, torch.float16, 18, torch.device("cuda"))
+    assert (situation.nfe, situation.classes) == (35, None)
+    assert [(v.name, v.compiles) for v in variants(situation, compiled=True)] == [
+        ("engine", False),
+        ("engine, step graph", False),
+        ("engine, no graph", False),
+        ("eager float32", False),
+        ("eager float16, channels_last", False),
+        ("k-diffusion", False),
+        ("diffusers", False),
+        ("compile reduce-overhead", True),
+        ("compile max-autotune", True),
+    ]
+
+
+def test_batches_of_a_network():
+    options = bench_sample.arguments(["--network", "cifar10", "imagenet64:1,64", "--batch", "8", "--device", "cpu"])
+    bench = bench_sample.Bench(options)
+    assert (bench.batches("cifar10"), bench.batches("imagenet64")) == ((8,), (1, 64))
+
+
+def test_rounds_are_interleaved_and_slow_calls_have_fewer():
+    turns = []
+
+    def call(name, seconds):
+        return lambda: (turns.append(name), time.sleep(seconds))
+
+    found = rounds.interleaved({"quick": call("quick", 0.01), "slow": call("slow", 0.2)}, rounds=3, seconds=0.3)
+    assert [len(found["quick"]), len(found["slow"])] == [3, 1]
+    assert turns[:3] == ["quick", "slow", "quick"]
+    assert len(turns) > 8  # the quick one is repeated within a turn
+    assert 0.01 <= np.median(found["quick"]) < 0.2 <= found["slow"][0]
+
+
+ROW = {"network": "cifar10", "dtype": "bfloat16", "batch": 512, "NFE": 35, "variant": "engine"}
+DEVICE_ROW = {"network": "cifar10", "batch": 512, targets.OUTSIDE: 1.0, targets.BUSY: 97.9}
+
+
+def test_targets_are_judged_by_numbers():
+    rows = [
+        ROW | {"images/s": 320.0, "ms an image": 3.1},
+        ROW | {"images/s": 900.0, "ms an image": 1.1, "dtype": "float32"},  # not half precision
+        ROW | {"images/s": 900.0, "ms an image": 1.1, "variant": "engine, no graph"},
+        ROW | {"images/s": 55.0, "ms an image": 18.1, "batch": 1},
+        ROW | {"images/s": "", "ms an image": "", "batch": 1},
+        ROW | {"images/s": 27.9, "ms an image": 35.8, "batch": 64, "network": "imagenet64", "NFE": 79},
+        ROW | {"images/s": 28.1, "ms an image": 35.6, "batch": 8, "network": "imagenet64", "NFE": 79},
+        ROW | {"images/s": 80.0, "ms an image": 12.5, "batch": 8, "network": "imagenet64", "NFE": 35},
+    ]
+    verdicts = [(row["measured"], row["verdict"]) for row in targets.judged(rows, [DEVICE_ROW])]
+    assert verdicts == [
+        (320.0, "met"),
+        (18.1, "not met"),
+        (1.0, "met"),
+        ("", "not measured"),
+        (97.9, "not met"),
+        (28.1, "met"),
+    ]
+    assert {row["verdict"] for row in targets.judged([], [])} == {"not measured"}
+
+
+def test_markdown_has_sections_and_large_numbers():
+    record = {
+        "benchmark": "b", "provenance": {"device": "d"}, "notes": "n",
+        "rows": [{"x": 1234.5, "y": 0.12345, "z": "a|b"}], "sections": {"More": [{"k": 999.0}]},
+    }  # fmt: skip
+    text = harness.markdown(record)
+    assert "| 1234 | 0.123 | a\\|b |" in text
+    assert text.endswith("## More\n\n| k |\n| --- |\n| 999 |\n")
+    assert "nothing measured" in harness.markdown(record | {"rows": []})
+
+
+def test_profile_of_a_cpu(results, capsys):
+    profile_sample.main(["--device", "cpu", "--network", "tiny", "--batch", "2", "--batches", "2", "--steps", "2"])
+    record = json.loads(next(results.glob("profile-*.json")).read_text())
+    (row,) = record["rows"]
+    assert (row["batches"], row["NFE"]) == (2, 3)
+    assert "CPU's operations" in row["source"]
+    assert row["launches per step"] == row["launches"] / 6 > 1
+    assert "nsys is not used without a GPU" in record["notes"]
+    assert record["sections"]["Top kernels"][0]["calls"] > 0
+    assert "Top kernels" in capsys.readouterr().out
+
+
+def test_profile_falls_back_when_nsys_fails(results, monkeypatch, tmp_path):
+    """nsys that cannot profile is no reason for no table, but the table says so."""
+    said = tmp_path / "nsys"
+    said.write_text("#!/bin/sh\necho 'no permission' >&2\nexit 1\n")
+    said.chmod(0o755)
+    monkeypatch.setattr(profile_sample, "NSYS", [str(said)])
+    with pytest.raises(RuntimeError, match="nsys ended with 1: no permission"):
+        profile_sample.by_nsys(["--device", "cuda"])
