@@ -9,16 +9,18 @@ element of an input of N bytes (R = 4, 1/4 or 1: outputs an input when resampled
     one read     N + (1 + K) N        _slab_kernel: a program has whole groups of a sample in registers
     two reads    2 N + R (1 + K) N    _sums_kernel, then _apply_kernel: any size, resampled or not
 
-plus 8 bytes per 64 pixels and channel for sums written and read. Torch's own operations for the same move 2 N for the
-concatenation, 3 N for the sum with the embedding, 3 N for the norm and its statistics, 2 N for silu, 2 N for the
-residual's scale, and 2 R N for a resampling. (Counted, not measured.)
+plus 8 bytes a chunk and channel for sums written, and read by every program of _apply_kernel: a chunk is as many
+multiples of 64 pixels as leave programs enough to fill the device, so that 64x64 images of a large batch have one or
+two each, where 64 would be eight times the bytes of the tile that is read with them. Torch's own operations for the
+same move 2 N for the concatenation, 3 N for the sum with the embedding, 3 N for the norm and its statistics, 2 N for
+silu, 2 N for the residual's scale, and 2 R N for a resampling. (Counted, not measured.)
 
 One program a group starves a GPU when the batch is small: 32 programs for 132 multiprocessors at batch 1. So the
 launcher takes one read only where that makes a program for each multiprocessor, and the split reduction, with a program
-for every 64 pixels by 64 channels, elsewhere.
+for every chunk of pixels by 64 channels and then one for every 64 pixels by 64 channels, elsewhere.
 
 Statistics are exact for any mean: a slab subtracts its mean before it squares; the split reduction keeps mean and
-squared deviation of each channel of 64 pixels, and Chan et al.'s formula adds them up.
+squared deviation of each channel of 64 pixels, and Chan et al.'s formula adds them up, in a chunk and over all.
 
 Tiles are pixels by channels, channels next to each other in memory: 8 halves or 4 floats a thread, 16 bytes. Groups of
 a width that is no power of two (ADM's 6) lie in tiles of the next one, and move in pieces of 4 bytes.
@@ -122,28 +124,40 @@ def _slab_kernel(
 
 @triton.jit
 def _sums_kernel(
-    x, beside, add, sums, pixels, channels, own, add_stride, chunks,
+    x, beside, add, sums, pixels, channels, own, add_stride, chunks, tiles,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, HAS_BESIDE: tl.constexpr, HAS_ADD: tl.constexpr,
 ):  # fmt: skip
-    """Mean and summed squared deviation of each channel over PIXELS pixels: sums [samples, chunks, 2, channels]."""
+    """Mean and summed squared deviation of each channel over chunks of ``tiles`` times PIXELS pixels: sums [samples,
+    chunks, 2, channels]."""
     sample, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    pixel = chunk * PIXELS + tl.arange(0, PIXELS)[:, None]
     is_channel = channel < channels
-    inside = (pixel < pixels) & is_channel[None, :]
     others = channels - own
-    value = _read(
-        x + sample * pixels * own, beside + sample * pixels * others, pixel, channel[None, :], inside, own, others,
-        HAS_BESIDE,
-    )  # fmt: skip
     if HAS_ADD:
-        value += tl.load(add + sample * add_stride + channel, mask=is_channel, other=0.0)[None, :]
-    count = tl.minimum(PIXELS, pixels - chunk * PIXELS).to(tl.float32)
-    mean = tl.sum(tl.where(inside, value, 0.0), 0) / count
-    apart = tl.where(inside, value - mean[None, :], 0.0)
+        plus = tl.load(add + sample * add_stride + channel, mask=is_channel, other=0.0)
+    mean = tl.zeros((CHANNELS,), tl.float32)
+    squares = mean
+    seen = 0.0
+    for tile in range(tiles):
+        first = (chunk * tiles + tile) * PIXELS
+        pixel = first + tl.arange(0, PIXELS)[:, None]
+        inside = (pixel < pixels) & is_channel[None, :]
+        value = _read(
+            x + sample * pixels * own, beside + sample * pixels * others, pixel, channel[None, :], inside, own, others,
+            HAS_BESIDE,
+        )  # fmt: skip
+        if HAS_ADD:
+            value += plus[None, :]
+        count = tl.maximum(tl.minimum(PIXELS, pixels - first), 0).to(tl.float32)
+        here = tl.sum(tl.where(inside, value, 0.0), 0) / tl.maximum(count, 1.0)
+        apart = tl.where(inside, value - here[None, :], 0.0)
+        between, share = here - mean, count / tl.maximum(seen + count, 1.0)
+        squares += tl.sum(apart * apart, 0) + between * between * (seen * share)
+        mean += between * share
+        seen += count
     to = sums + (sample * chunks + chunk) * 2 * channels + channel
     tl.store(to, mean, mask=is_channel)
-    tl.store(to + channels, tl.sum(apart * apart, 0), mask=is_channel)
+    tl.store(to + channels, squares, mask=is_channel)
 
 
 @triton.jit
@@ -161,8 +175,8 @@ def _tap(to, j, FILTER: tl.constexpr, UP: tl.constexpr, TAPS: tl.constexpr):
 @triton.jit
 def _apply_kernel(
     x, beside, weight, bias, out, keep, add, scale, shift, sums, height, width, channels, own, add_stride, scale_stride,
-    chunks, eps, keep_scale, GROUPS: tl.constexpr, GROUP: tl.constexpr, PER_GROUP: tl.constexpr, PIXELS: tl.constexpr,
-    CHUNK: tl.constexpr, TAPS: tl.constexpr, FILTER: tl.constexpr, UP: tl.constexpr, HAS_BESIDE: tl.constexpr,
+    chunks, chunk, eps, keep_scale, GROUPS: tl.constexpr, GROUP: tl.constexpr, PER_GROUP: tl.constexpr,
+    PIXELS: tl.constexpr, TAPS: tl.constexpr, FILTER: tl.constexpr, UP: tl.constexpr, HAS_BESIDE: tl.constexpr,
     HAS_ADD: tl.constexpr, HAS_SCALE: tl.constexpr, SILU: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """PIXELS pixels of the output, GROUPS groups: statistics added up from `sums`, then what `group_norm` says."""
@@ -172,13 +186,13 @@ def _apply_kernel(
     of_sample = sums + sample * chunks * 2 * channels + channel
     total = tl.zeros((GROUPS * GROUP,), tl.float32)
     for c in range(chunks):
-        count = tl.minimum(CHUNK, pixels - c * CHUNK).to(tl.float32)
+        count = tl.minimum(chunk, pixels - c * chunk).to(tl.float32)
         total += count * tl.load(of_sample + c * 2 * channels, mask=is_channel, other=0.0)
     everything = tl.cast(pixels * PER_GROUP, tl.float32)
     mean = _sum_groups(total, GROUPS, GROUP) / everything
     squares = tl.zeros((GROUPS * GROUP,), tl.float32)
     for c in range(chunks):
-        count = tl.minimum(CHUNK, pixels - c * CHUNK).to(tl.float32)
+        count = tl.minimum(chunk, pixels - c * chunk).to(tl.float32)
         apart = tl.load(of_sample + c * 2 * channels, mask=is_channel, other=0.0) - mean
         squares += tl.load(of_sample + (c * 2 + 1) * channels, mask=is_channel, other=0.0)
         squares += tl.where(is_channel, count * apart * apart, 0.0)
@@ -213,6 +227,12 @@ def _apply_kernel(
     tl.store(out + at, _round_to(y, out.dtype.element_ty), mask=inside)
     if KEEP:
         tl.store(keep + at, _round_to(kept * keep_scale, out.dtype.element_ty), mask=inside)
+
+
+def _tiles(every: int, programs: int, processors: int) -> int:
+    """Of a chunk: as many of a sample's ``every`` as leave each processor two programs. programs: with one chunk."""
+    chunks = min(every, max(1, triton.cdiv(2 * processors, programs)))
+    return triton.cdiv(every, chunks)
 
 
 def group_norm(
@@ -260,15 +280,16 @@ def group_norm(
                 **there, **done, num_warps=max(1, min(8, slab // 1024)), enable_fp_fusion=True,
             )  # fmt: skip
             return
-        chunks = triton.cdiv(pixels, PIXELS)
+        tiles = _tiles(triton.cdiv(pixels, PIXELS), batch * triton.cdiv(channels, CHANNELS), processors)
+        chunks = triton.cdiv(pixels, PIXELS * tiles)
         sums = torch.empty(batch, chunks, 2, channels, dtype=torch.float32, device=x.device)
         _sums_kernel[(batch, chunks, triton.cdiv(channels, CHANNELS))](
-            *inputs, norm[4], sums, pixels, channels, own, strides[0], chunks,
+            *inputs, norm[4], sums, pixels, channels, own, strides[0], chunks, tiles,
             PIXELS=PIXELS, CHANNELS=CHANNELS, **there, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         tile_groups = max(1, CHANNELS // group) if group == per_group else 1
         _apply_kernel[(batch, triton.cdiv(out[0, 0].numel(), PIXELS), triton.cdiv(groups, tile_groups))](
-            *inputs, *norm, sums, height, width, channels, own, *strides, chunks, eps, keep_scale,
-            GROUPS=tile_groups, GROUP=group, PER_GROUP=per_group, PIXELS=PIXELS, CHUNK=PIXELS,
+            *inputs, *norm, sums, height, width, channels, own, *strides, chunks, tiles * PIXELS, eps, keep_scale,
+            GROUPS=tile_groups, GROUP=group, PER_GROUP=per_group, PIXELS=PIXELS,
             TAPS=len(taps), FILTER=taps, UP=up, **there, **done, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip

@@ -3,6 +3,7 @@ networks on CPU tensors, by the yardstick of plain torch in the same dtype."""
 
 import pytest
 import torch
+from engine.kernels import group_norm as kernel
 
 from engine.networks import ops, triton_ops
 from tests.group_norm_cases import case, check_against_torch, resampling
@@ -53,6 +54,22 @@ def test_tensors_side_by_side_resampled_and_kept(dtype, taps, up, shape, keep):
 def test_a_mean_far_from_zero_costs_no_accuracy(group_norm):
     arguments, _ = case((1, 16, 12, 12), torch.float32, mean=300.0, spread=1.0)
     check_against_torch(group_norm, arguments, {})
+
+
+@pytest.mark.parametrize("processors", [1, 5, 20, SPLIT], ids=str)
+@pytest.mark.parametrize("given", [(), ("add", "keep")], ids=str)
+def test_chunks_of_any_number_of_tiles(monkeypatch, processors, given):
+    """225 pixels are four tiles, the last of 33: one chunk of four, two of two, or four of one."""
+    monkeypatch.setattr(triton_ops, "_processors", lambda device: processors)
+    monkeypatch.setattr(kernel, "LARGEST_SLAB", 0)
+    arguments, each = case((3, 16, 15, 15), torch.float32, mean=30.0, spread=1.0)
+    check_against_torch(triton_ops.group_norm, arguments, {name: each[name] for name in given})
+
+
+def test_tiles_of_a_chunk():
+    assert [kernel._tiles(64, programs, 132) for programs in (1, 8, 33, 132, 264, 10**4)] == [1, 2, 8, 32, 64, 64]
+    assert kernel._tiles(4, 3, 5) == 1
+    assert kernel._tiles(1, 10, 132) == 1
 
 
 def test_columns_of_a_wider_product_are_read_where_they_lie(group_norm):
