@@ -67,7 +67,7 @@ bench-gpu: gpu-build
 	    timeout --signal=INT --kill-after=20 $$limit $(PYTHON) -m bench.$$* --device cuda || failed="$$failed $$1"; \
 	    echo "bench.$$1: $$(($$(date +%s) - started)) s"; \
 	}; \
-	measure 330 bench_sample --network cifar10:1,64,512 imagenet64:64 --rounds 5 --seconds 8 --longest 30 \
+	measure 330 bench_sample --network cifar10:512,1,64 imagenet64:64 --rounds 5 --seconds 8 --longest 30 \
 	    --minutes 4.5 --compile-seconds 120; \
 	measure 60 profile_sample --network cifar10 --batch 512 --batches 3; \
 	measure 60 bench_unet --dtype bfloat16 --batch 1 64 512 --network cifar10 --seconds 1; \

@@ -25,6 +25,7 @@ from bench.harness import parser, write
 from bench.rounds import OutOfTime, at_most, interleaved
 from bench.targets import judged
 from bench.variants import CannotRun, Prepared, Situation, Variant, variants
+from engine import Denoiser
 from engine.measure import measure
 
 STEPS = {"imagenet64": 40}  # as the EDM paper evaluates it; 18 for the others
@@ -45,7 +46,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, torch.device(options.device)
         self.started = time.perf_counter()
-        self.rows: list[dict[str, Any]] = []
+        self.rows: dict[Situation, list[dict[str, Any]]] = {}
         self.device_rows: list[dict[str, Any]] = []
         self.ceilings: list[dict[str, Any]] = []
 
@@ -55,45 +56,50 @@ class Bench:
         return self.options.minutes * 60 - (time.perf_counter() - self.started)
 
     def write(self, show: bool = False) -> None:
-        gpu = self.device.type == "cuda"
+        gpu, rows = self.device.type == "cuda", [row for rows in self.rows.values() for row in rows]
         sections = {
-            "Targets (of one H200-class GPU)": judged(self.rows, self.device_rows) if gpu else [],
+            "Targets (of one H200-class GPU)": judged(rows, self.device_rows) if gpu else [],
             "The engine on the device": self.device_rows,
             "What the device does at best": self.ceilings,
         }
         notes, label = " ".join([NOTES, *self.options.note]), self.options.label
-        write("sample", self.device, self.rows, notes, sections=sections, prefix="", label=label, show=show)
+        write("sample", self.device, rows, notes, sections=sections, prefix="", label=label, show=show)
 
     def compare(self, situation: Situation, compiled: bool) -> None:
         """All variants of one situation in the same rounds, or the engine and those that torch.compile makes."""
+        if compiled:
+            torch._dynamo.reset()  # what was compiled for other situations is to be neither kept nor counted
         flops = measure(situation.denoiser).flops
         listed = [v for v in variants(situation, compiled) if v.compiles == compiled or v.name == "engine"]
         listed = [v for v in listed if not self.options.variant or v.name in (*self.options.variant, "engine")]
         if len(listed) == 1 and compiled:
             return
         prepared, taken, reasons = {}, {}, {}
+        title = f"{situation.network} {situation.half} batch {situation.batch}"
         for variant in listed:
-            say(f"{situation.network} {situation.half} batch {situation.batch}: {variant.name}")
-            before = free_bytes(self.device)
+            say(f"{title}: {variant.name}")
+            before = free_bytes(self.device, tidy=True)
             try:
                 prepared[variant.name] = self.prepare(variant)
                 taken[variant.name] = (before - free_bytes(self.device)) / 2**20
             except Exception as error:  # whatever keeps one variant from running must not cost the others
-                if variant.name == "engine":
-                    raise
                 reasons[variant.name] = reason(error)
         calls: dict[str, Callable[[], object]] = {name: each.draw for name, each in prepared.items()}
         times = interleaved(calls, self.options.rounds, self.options.seconds)
-        self.rows += [
-            row(situation, name, times.get(name), times["engine"], flops, taken.get(name), reasons.get(name, ""))
+        self.rows.setdefault(situation, []).extend(
+            row(situation, name, times.get(name), times.get("engine"), flops, taken.get(name), reasons.get(name, ""))
             for name in (variant.name for variant in listed)
             if not (compiled and name == "engine")
-        ]
+        )
         self.write()
-        if self.device.type == "cuda" and not compiled:
+        if self.device.type == "cuda" and not compiled and "engine" in prepared:
             largest = situation.network == "cifar10" and situation.batch == max(self.batches(situation.network))
             images = self.options.job if largest else 0
-            self.device_rows.append(device_rows.row(situation, prepared["engine"], self.options.rounds, images))
+            try:
+                found = device_rows.row(situation, prepared["engine"], self.options.rounds, images)
+                self.device_rows.append(found)
+            except Exception as error:  # what has been timed stays, and so does what comes
+                self.options.note.append(f"{title}: the device's row is missing ({reason(error)}).")
             self.write()
 
     def prepare(self, variant: Variant) -> Prepared:
@@ -133,7 +139,7 @@ def row(
     situation: Situation,
     variant: str,
     times: Sequence[float] | None,
-    engine_times: Sequence[float],
+    engine_times: Sequence[float] | None,
     flops: int,
     taken: float | None,
     note: str,
@@ -145,13 +151,24 @@ def row(
     if times is not None:
         p20, p50, p80 = (float(each) for each in np.percentile(times, [20, 50, 80]) / situation.batch)
         # Of the rounds that both had: those of a slow variant are the first ones.
-        ratio = float(np.median(times) / np.median(engine_times[: len(times)]))
+        ratio = float(np.median(times) / np.median(engine_times[: len(times)])) if engine_times else ""
         cells |= {"rounds": len(times), "ms an image": p50 * 1e3, "p20": p20 * 1e3, "p80": p80 * 1e3}
         cells |= {"images/s": 1 / p50, "times engine": ratio, "TFLOP/s": flops * situation.nfe / p50 / 1e12}
         cells |= {"MiB": round(taken) if taken is not None and situation.device.type == "cuda" else ""}
     dtype = "float32" if variant == "eager float32" else situation.half
     start = {"network": situation.network, "dtype": dtype, "batch": situation.batch, "NFE": situation.nfe}
     return start | {"variant": variant} | cells | {"note": note}
+
+
+def with_weights(denoiser: Denoiser, name: str) -> Denoiser:
+    """Weights of usual size for a network that has none: a GPU draws less power, and so runs faster, on zeros."""
+    if name != "fashion-mnist":
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in denoiser.model.parameters():
+                if p.dim() > 1:
+                    p.normal_(std=p[0].numel() ** -0.5, generator=generator)
+    return denoiser
 
 
 def reason(error: BaseException) -> str:
@@ -161,12 +178,13 @@ def reason(error: BaseException) -> str:
     return first if isinstance(error, CannotRun) else f"{type(error).__name__}: {first}"
 
 
-def free_bytes(device: torch.device) -> int:
-    """Of a GPU's memory, with nothing cached; 0 on a CPU."""
-    gc.collect()
+def free_bytes(device: torch.device, tidy: bool = False) -> int:
+    """Of a GPU's memory; 0 on a CPU. tidy: after all that is held for nothing has been let go."""
     if device.type != "cuda":
         return 0
-    torch.cuda.empty_cache()
+    if tidy:
+        gc.collect()
+        torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]
 
 
@@ -199,15 +217,17 @@ def main(given: Sequence[str] | None = None) -> None:
     bench = Bench(options)
     if options.threads:
         torch.set_num_threads(options.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # "float32" is to mean that
     situations = [
         Situation(name, denoiser, batch, getattr(torch, dtype), options.steps or STEPS.get(name, 18), bench.device)
-        for name, denoiser in ((each, load(each)) for each in (given.partition(":")[0] for given in options.network))
+        for name, denoiser in (
+            (each, with_weights(load(each), each)) for each in (given.partition(":")[0] for given in options.network)
+        )
         for dtype in options.dtype
         for batch in bench.batches(name)
     ]
     compiles = bench.device.type == "cuda" if options.compile is None else options.compile
     if bench.device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # "float32" is to mean that
         bench.ceilings = device_rows.ceilings(bench.device)
     # What is quick to prepare in all situations first: compiling takes minutes, and time may run out.
     for compiled in (False, True) if compiles else (False,):

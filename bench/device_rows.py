@@ -125,7 +125,6 @@ def ceilings(device: torch.device) -> list[dict[str, Any]]:
         {"what": f"bfloat16 product of {size} x {size}", "measured": 2 * size**3 / times["product"].p50 / 1e12,
          "unit": "TFLOP/s"},
         {"what": "copy of 1 GiB, read and written", "measured": moved / times["copy"].p50 / 1e9, "unit": "GB/s"},
-        {"what": "memory in use at most", "measured": torch.cuda.max_memory_reserved(device) / 2**20, "unit": "MiB"},
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What every benchmark shares: provenance, interleaved timing, the copy bandwidth, result files."""
 
 import argparse
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -118,7 +119,8 @@ def gpu_versions(device: torch.device) -> dict[str, str]:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={device.index or 0}"]
     asked = shutil.which("nvidia-smi") and subprocess.run(query, capture_output=True, text=True)
     driver = asked.stdout.strip() if asked and asked.returncode == 0 else "unknown"
-    return {"triton": version("triton"), "cuda": str(torch.version.cuda), "driver": driver}
+    triton = version("triton") if importlib.util.find_spec("triton") else "absent"
+    return {"triton": triton, "cuda": str(torch.version.cuda), "driver": driver}
 
 
 def markdown(record: dict[str, Any]) -> str:

@@ -25,7 +25,9 @@ from bench.harness import parser, write
 from bench.timeline import Timeline, summary, tables
 from bench.traces import MEASURED, from_nsys, from_torch
 
-NSYS = ["nsys", "profile", "-t", "cuda,nvtx", "--cuda-graph-trace=node", "--export=sqlite", "--force-overwrite=true"]
+# Sampling of the CPU would need permissions, and nobody reads it.
+NSYS = ["nsys", "profile", "-t", "cuda,nvtx", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none"]
+NSYS += ["--export=sqlite", "--force-overwrite=true"]
 
 
 def work(options: argparse.Namespace) -> Callable[[], None]:

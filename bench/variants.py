@@ -121,7 +121,6 @@ def by_loop(situation: Situation, loop: UserLoop, net: Denoiser) -> Prepared:
 
 def by_compile(situation: Situation, mode: str) -> Prepared:
     """The plain loop around torch.compile of the half-precision network."""
-    torch._dynamo.reset()  # nothing of another batch size is to make this one dynamic
     torch._inductor.config.freezing = situation.device.type == "cpu"
     net = _half_network(situation)
     net.model = torch.compile(net.model, mode=mode, dynamic=False)  # type: ignore[assignment]

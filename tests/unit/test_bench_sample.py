@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import engine
-from bench import bench_sample, harness, profile_sample, rounds, targets, user_loops
+from bench import bench_sample, device_rows, harness, profile_sample, rounds, targets, user_loops
 from bench.variants import Situation, variants
 from engine import reference
 from engine.preconditioning import EDM
@@ -145,6 +145,35 @@ def _notes(results):
 
 def _raise(error):
     raise error
+
+
+def test_an_engine_that_fails_does_not_end_the_run(results, monkeypatch):
+    monkeypatch.setattr("bench.variants.by_engine", lambda *_: _raise(torch.OutOfMemoryError("too large")))
+    bench_sample.main([*TINY, "--batch", "1", "--variant", "eager float32"])
+    first, second = json.loads(next(results.glob("*.json")).read_text())["rows"]
+    assert (first["images/s"], first["note"]) == ("", "OutOfMemoryError: too large")
+    assert second["images/s"] > 0
+    assert second["times engine"] == second["note"] == ""
+
+
+def test_rows_of_the_device(monkeypatch):
+    """With a made-up clock, and a CPU's operations for a GPU's kernels."""
+    round_ = (2.0, 14.0, 1.5)  # a call, a stream of eight batches, the network's evaluations alone
+    clock = iter([9.0, 9.0, 9.0, *round_, *round_, 2.5, 9.0, 9.0, 9.0, *round_, *round_])
+    monkeypatch.setattr(device_rows, "_seconds", lambda call, device: next(clock))
+    monkeypatch.setattr(device_rows, "network_alone", lambda situation, prepared: None)
+    situation = Situation("cifar10", small_unet(label_dim=2), 2, torch.float32, 2, torch.device("cpu"))
+    prepared = variants(situation, compiled=False)[0].prepare()
+    with_job, without = (device_rows.row(situation, prepared, 2, images) for images in (5, 0))
+    assert list(with_job) == list(without)
+    assert [with_job[column] for column in ("ms a batch", "streamed", "network alone")] == [2000, 1750, 1500]
+    assert (with_job[targets.OUTSIDE], with_job["streamed %"]) == (25, pytest.approx(100 / 7))
+    assert (with_job["job images"], with_job["job images/s"], with_job["profiled images"]) == (5, 2, 5)
+    assert 0 < with_job[targets.BUSY] <= 100
+    judged = {row["what"]: row["measured"] for row in targets.judged([], [without, with_job | {"batch": 512}])}
+    assert judged["GPU busy over a job of 10,000 images"] == with_job[targets.BUSY]
+    assert judged["everything but the network's kernels, batch 512"] == with_job[targets.OUTSIDE]
+    assert judged["everything but the network's kernels, batch 1"] == ""
 
 
 def test_variants_of_a_gpu():
