@@ -126,7 +126,7 @@ def draw_to(
     resume: go on with the job in ``folder``, if there is one: what is there is verified and kept, what is missing or
     torn is drawn. Without it the job starts anew. team: None for this process alone, `dealing.Ranks.of_torchrun()` for
     a rank of torchrun, all of which write to one folder. The images are the same bits however the job was divided
-    (README, "Large jobs").
+    (docs/large-jobs.md).
 
     Raises ValueError for a bad argument, and for settings other than those of the job to be resumed, before any work;
     OSError naming the file that could not be written: what was written stays, and can be resumed.

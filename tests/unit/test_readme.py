@@ -1,4 +1,4 @@
-"""The README's Python and shell blocks run as written."""
+"""The Python and shell blocks of the README and of docs/ run as written."""
 
 import importlib.util
 import os
@@ -24,30 +24,42 @@ from tests.unit.test_original_checkpoints import adm
 ROOT = Path(__file__).parents[2]
 
 
-def test_python_blocks_run(tmp_path, monkeypatch):
-    """One after the other, as a reader would type them."""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language, pages=PAGES):
+    return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", [page])], ids=lambda page: page.name)
+def test_python_blocks_run(tmp_path, monkeypatch, page):
+    """Those of a page one after the other, as a reader would type them."""
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))  # one block puts a sampler on the list
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 2
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert (tmp_path / "out" / "sneakers.png").exists()
-    assert sorted(path.name for path in (tmp_path / "out" / "shards").glob("*.tar")) == [
-        "images-000000.tar",
-        "images-000001.tar",
-    ]
-    assert namespace["images"].shape == (3, 1, 32, 32)
+    for block in blocks("python", [page]):
+        exec(compile(block, page.name, "exec"), namespace)
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
+    assert made >= MAKES[page.name]
 
 
-def test_files_it_shows_exist():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).exists(), target
+# What a reader who typed all of a page would find.
+MAKES = {
+    "README.md": {"out/sneakers.png"},
+    "guide.md": {"fashion.safetensors", "out/pipeline/model_index.json"},
+    "large-jobs.md": {"out/shards/images-000000.tar", "out/shards/images-000001.tar"},
+}
 
 
-def shell_blocks():
-    return re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_a_page_shows_exist(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readme_is_short():
+    """A stranger reads it whole; the rest is in docs/."""
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
 
 
 def test_the_block_about_checkpoints_runs(tmp_path, monkeypatch):
@@ -55,7 +67,7 @@ def test_the_block_about_checkpoints_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("edm-cifar10-32x32-cond-vp.pkl").write_bytes(dump(snapshot(denoiser("VPPrecond"))))
     torch.save(adm().state_dict(), "64x64_diffusion.pt")
-    (block,) = [block for block in shell_blocks() if ".pkl" in block]
+    (block,) = [block for block in blocks("sh") if ".pkl" in block]
     commands = [shlex.split(line, comments=True) for line in block.replace("\\\n", "").splitlines()]
     assert len(commands) == 3
     for program, *arguments in commands:
@@ -69,7 +81,7 @@ def test_the_block_about_checkpoints_runs(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_blocks_about_large_jobs_run(tmp_path):
     """As a reader would type them; what different commands drew is compared to the bit."""
-    commands = [block for block in shell_blocks() if "--seeds" in block]
+    commands = [block for block in blocks("sh") if "--seeds" in block]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with_ray = importlib.util.find_spec("ray") is not None
     for command in commands:
