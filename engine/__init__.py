@@ -10,9 +10,10 @@ from .api import invert, sample, stream
 from .checkpoints import load, save
 from .denoiser import Denoiser
 from .drawing import draw_to
-from .engine import Engine, NonFiniteError
+from .engine import Engine
 from .graphs import CaptureError
 from .images import save_grid, save_png, to_uint8
+from .nonfinite import NonFiniteError
 from .plan import Plan
 from .preview import Progress
 from .samplers import Sampler

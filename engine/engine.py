@@ -1,7 +1,6 @@
 """``Engine``: a denoiser prepared once, and its runs from seeds to images."""
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Literal, Unpack
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from .backends import select
@@ -22,6 +21,7 @@ from .guidance import ClassifierGuidance, Guidance
 from .images import to_uint8
 from .job import Asked, Job
 from .launch import Finish, Launched, Launcher, buckets_of
+from .nonfinite import Mending
 from .options import (
     NETWORK_DTYPES,
     STATE_DTYPES,
@@ -31,7 +31,6 @@ from .options import (
     require_output_dtype,
     require_sampler,
 )
-from .overflow import first_nonfinite
 from .plan import Plan, Sampler
 from .prepare import compile_network, device_of, find_device, is_ours, prepare
 from .preview import Callback
@@ -43,10 +42,6 @@ from .verify.self_check import Subject, checksum, self_check
 _DEFAULT_BATCH = 64
 _PLANS = 16
 Batches = Iterator[tuple[tuple[int, ...], Tensor]]
-
-
-class NonFiniteError(ArithmeticError):
-    """A sample became infinite or NaN; the message names its seed, the row and the network's dtype."""
 
 
 class Engine:
@@ -316,47 +311,11 @@ class Engine:
             while under_way:
                 yield self._images(under_way.popleft(), finish)
 
-    @torch.no_grad()
     def _images(self, launched: Launched, finish: Finish) -> tuple[tuple[int, ...], Tensor]:
-        """A batch's images when they are there; those that did not stay finite again, if that was asked for."""
-        job, bad_row, images = launched.job, launched.bad_row.wait(), launched.images.wait()
-        broken = [sample for sample, row in enumerate(bad_row.tolist()) if row >= 0]
-        if broken:
-            images[broken] = self._rerun(launched.run, job, broken, bad_row, finish).to(images.device)
-        return job.positions, images
+        return launched.job.positions, Mending(self.on_nonfinite, self._twin).images(launched, finish)
 
-    def _rerun(self, run: Run, job: Job, broken: list[int], bad_row: Tensor, finish: Finish) -> Tensor:
-        """The samples that did not stay finite, each alone in float32, if that was asked for."""
-        first = broken[0]
-        where = f"at row {int(bad_row[first]) % len(run.plan.rows)} of the plan"
-        what = (
-            f"{job.name(first)}{f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''} became non-finite "
-            f"{'in rk45' if run.adaptive else where}; network dtype {self.denoiser.dtype}, "
-            f"state dtype {self.state_dtype}; {self._culprit(run, job)}"
-        )
-        if self.on_nonfinite == "raise" or self.denoiser.dtype not in (torch.float16, torch.bfloat16):
-            raise NonFiniteError(what)
-        warnings.warn(f"{what}; run again in float32", RuntimeWarning, stacklevel=5)
-        twin, again = self._twin(run, torch.float32)
-        alone = [
-            twin._images(twin._launcher.launch(again, job.take([sample]), Watch(), finish), finish)[1]
-            for sample in broken
-        ]
-        return torch.cat(alone)
-
-    def _culprit(self, run: Run, job: Job) -> str:
-        """Where a batch that did not stay finite first did not, found by drawing it once more."""
-        _, again = self._twin(run, self.denoiser.dtype)
-        networks = nn.ModuleDict({"model": again.denoiser.model})
-        guide = getattr(again.guidance, "guide", None)
-        if isinstance(guide, Denoiser):
-            networks["guide"] = guide.model
-        with first_nonfinite(networks) as found:
-            again.eagerly(job, Watch())
-        return f"first in {found[0]}" if found else "not in a layer of the network"
-
-    def _twin(self, run: Run, dtype: torch.dtype) -> tuple["Engine", Run]:
-        """An engine that draws sample by sample with a network of its own in ``dtype``, and a run on it."""
+    def _twin(self, run: Run, dtype: torch.dtype) -> tuple[Launcher, Run]:
+        """What draws sample by sample with a network of its own in ``dtype``, and a run on it."""
         twin = Engine(
             self._source,
             dtype=dtype,
@@ -367,4 +326,4 @@ class Engine:
             batch_size=1,
             graph="off",
         )
-        return twin, replace(run, denoiser=twin.denoiser, guidance=twin._take(run.given))
+        return twin._launcher, replace(run, denoiser=twin.denoiser, guidance=twin._take(run.given))

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import reference
 from ..denoiser import per_sample
 from ..discrete import Spacing
-from ..engine import NonFiniteError
+from ..nonfinite import NonFiniteError
 from ..plan import Op, Plan, Sampler
 from ..preconditioning import Discrete
 from ..samplers import REGISTRY, Levels

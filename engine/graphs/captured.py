@@ -208,10 +208,11 @@ class Captured:
 
 
 def _step(entry: _Entry, run: Run, guided: bool, looks: bool) -> Work:
-    state, network = entry.buffers.state, run.network(entry.buffers)
+    # Not the entry, which holds this work: in a circle its memory would wait for the garbage collector.
+    state, network, preview = entry.buffers.state, run.network(entry.buffers), entry.preview
 
     def look(F: Tensor, G: Tensor | None, state: State, k: int) -> None:
-        entry.preview.copy_(denoised(F, G, state, k))
+        preview.copy_(denoised(F, G, state, k))
 
     def step() -> None:
         loop.step(network, state, 0, guided, run.backend, look if looks else None)

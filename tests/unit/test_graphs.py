@@ -3,8 +3,10 @@
 tests/gpu/test_graphs.py runs the same engines with real ones.
 """
 
+import gc
 import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -309,6 +311,26 @@ def test_streams_of_one_engine_may_be_read_alternately(replay):  # noqa: F811
             images.append(next(stream)[1])
     for images, start in zip(drawn, (0, 10), strict=True):
         assert torch.equal(torch.cat(images), of(batch_size=2).sample(seeds=range(start, start + 6)))
+
+
+@pytest.mark.parametrize("graph", ["loop", "step"])
+def test_what_is_let_go_is_freed_at_once(replay, graph):  # noqa: F811
+    """Not when the garbage collector comes by: on a GPU it is memory that the next batch needs."""
+    prepared = of(graph, graph_memory=0)
+    gc.collect()
+    gc.disable()
+    try:
+        for count in (4, 3):
+            prepared.sample(seeds=range(count))
+        (entry,) = prepared._launcher.captured._entries.values()
+        buffers, kept = weakref.ref(entry.buffers), weakref.ref(prepared.denoiser)
+        del entry
+        prepared.sample(seeds=range(2), callback=print if graph == "step" else None)
+        assert buffers() is None
+        del prepared
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_images_are_the_callers_own(replay):  # noqa: F811

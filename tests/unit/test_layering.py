@@ -53,6 +53,7 @@ LAYERS = [
     },
     {"graphs", "fitting"},
     {"launch", "options"},
+    {"nonfinite"},
     {"engine"},
     {"api", "drawing"},
     {"ray_data"},
