@@ -27,6 +27,7 @@ from bench.targets import judged
 from bench.variants import CannotRun, Prepared, Situation, Variant, variants
 from engine import Denoiser
 from engine.measure import measure
+from engine.prepare import find_device
 
 STEPS = {"imagenet64": 40}  # as the EDM paper evaluates it; 18 for the others
 BATCHES = (1, 8, 64, 512)
@@ -44,7 +45,7 @@ class Bench:
     """One run: what was measured so far, and the files that hold it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.device = options, torch.device(options.device)
+        self.options, self.device = options, find_device(options.device)
         self.started = time.perf_counter()
         self.rows: dict[Situation, list[dict[str, Any]]] = {}
         self.device_rows: list[dict[str, Any]] = []
@@ -85,14 +86,15 @@ class Bench:
             except Exception as error:  # whatever keeps one variant from running must not cost the others
                 reasons[variant.name] = reason(error)
         calls: dict[str, Callable[[], object]] = {name: each.draw for name, each in prepared.items()}
-        times = interleaved(calls, self.options.rounds, self.options.seconds)
+        times, failed = interleaved(calls, self.options.rounds, self.options.seconds)
+        reasons |= {name: reason(error) for name, error in failed.items()}
         self.rows.setdefault(situation, []).extend(
             row(situation, name, times.get(name), times.get("engine"), flops, taken.get(name), reasons.get(name, ""))
             for name in (variant.name for variant in listed)
             if not (compiled and name == "engine")
         )
         self.write()
-        if self.device.type == "cuda" and not compiled and "engine" in prepared:
+        if self.device.type == "cuda" and not compiled and "engine" in times:
             largest = situation.network == "cifar10" and situation.batch == max(self.batches(situation.network))
             images = self.options.job if largest else 0
             try:

@@ -9,26 +9,33 @@ from types import FrameType
 from tqdm import tqdm
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds a call in each round; each call must end with its result on the host.
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], rounds: int, seconds: float
+) -> tuple[dict[str, list[float]], dict[str, Exception]]:
+    """Seconds a call in each round, and what those raised that failed; each must end with its result on the host.
 
     Every call has its turn in every round, so that a noisy neighbour hits all of them. Quick ones are repeated within a
     turn; one that has had its ``seconds`` has no further turn, but each has one.
     """
     found: dict[str, list[float]] = {name: [] for name in calls}
+    failed: dict[str, Exception] = {}
     spent = dict.fromkeys(calls, 0.0)
     for turn in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
         for name, call in calls.items():
-            if turn and spent[name] + found[name][-1] > seconds:
+            if name in failed or (turn and spent[name] + found[name][-1] > seconds):
                 continue
             repeats = max(1, int(seconds / rounds / found[name][-1])) if turn else 1
             started = time.perf_counter()
-            for _ in range(repeats):
-                call()
+            try:
+                for _ in range(repeats):
+                    call()
+            except Exception as error:  # of one variant, which must not cost the others
+                failed[name] = error
+                continue
             taken = time.perf_counter() - started
             spent[name] += taken
             found[name].append(taken / repeats)
-    return found
+    return {name: times for name, times in found.items() if name not in failed}, failed
 
 
 class OutOfTime(BaseException):

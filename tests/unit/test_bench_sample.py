@@ -5,7 +5,6 @@ import json
 import signal
 import time
 
-import numpy as np
 import pytest
 import torch
 
@@ -166,8 +165,8 @@ def test_rows_of_the_device(monkeypatch):
     prepared = variants(situation, compiled=False)[0].prepare()
     with_job, without = (device_rows.row(situation, prepared, 2, images) for images in (5, 0))
     assert list(with_job) == list(without)
-    assert [with_job[column] for column in ("ms a batch", "streamed", "network alone")] == [2000, 1750, 1500]
-    assert (with_job[targets.OUTSIDE], with_job["streamed %"]) == (25, pytest.approx(100 / 7))
+    assert [with_job[f"ms{of}"] for of in (" a batch", " a batch, streamed", ", network alone")] == [2000, 1750, 1500]
+    assert (with_job[targets.OUTSIDE], with_job["outside, streamed %"]) == (25, pytest.approx(100 / 7))
     assert (with_job["job images"], with_job["job images/s"], with_job["profiled images"]) == (5, 2, 5)
     assert 0 < with_job[targets.BUSY] <= 100
     judged = {row["what"]: row["measured"] for row in targets.judged([], [without, with_job | {"batch": 512}])}
@@ -199,17 +198,45 @@ def test_batches_of_a_network():
     assert (bench.batches("cifar10"), bench.batches("imagenet64")) == ((8,), (1, 64))
 
 
-def test_rounds_are_interleaved_and_slow_calls_have_fewer():
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when a call says so."""
+    now = [0.0]
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_rounds_are_interleaved_and_slow_calls_have_fewer(clock):
     turns = []
 
     def call(name, seconds):
-        return lambda: (turns.append(name), time.sleep(seconds))
+        def work():
+            turns.append(name)
+            clock[0] += seconds
 
-    found = rounds.interleaved({"quick": call("quick", 0.01), "slow": call("slow", 0.2)}, rounds=3, seconds=0.3)
-    assert [len(found["quick"]), len(found["slow"])] == [3, 1]
-    assert turns[:3] == ["quick", "slow", "quick"]
-    assert len(turns) > 8  # the quick one is repeated within a turn
-    assert 0.01 <= np.median(found["quick"]) < 0.2 <= found["slow"][0]
+        return work
+
+    calls = {"quick": call("quick", 0.125), "slow": call("slow", 2.0)}
+    found, failed = rounds.interleaved(calls, rounds=3, seconds=3.0)
+    assert found == {"quick": [0.125] * 3, "slow": [2.0]}
+    assert turns == ["quick", "slow", *["quick"] * 16]  # a third of its seconds in each of its further turns
+    assert not failed
+
+
+def test_a_call_that_fails_has_no_times_and_no_further_turn(clock):
+    calls = []
+
+    def call():
+        calls.append("fails")
+        clock[0] += 1
+        if len(calls) == 2:
+            raise RuntimeError("in its second turn")
+
+    def works():
+        clock[0] += 1
+
+    found, failed = rounds.interleaved({"fails": call, "works": works}, rounds=3, seconds=3)
+    assert (found, str(failed["fails"]), len(calls)) == ({"works": [1.0] * 3}, "in its second turn", 2)
 
 
 ROW = {"network": "cifar10", "dtype": "bfloat16", "batch": 512, "NFE": 35, "variant": "engine"}
