@@ -1,9 +1,12 @@
 """Profiles: figures of made-up spans computed by hand, nsys' export in a database made here, torch's profiler."""
 
 import sqlite3
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from bench.timeline import Gaps, Span, Timeline, Total, busy_ns, gaps, merged, summary, tables, totals, within
 from bench.traces import MEASURED, from_nsys, from_torch
@@ -126,3 +129,28 @@ def test_on_a_cpu_the_outermost_operations_stand_in():
     assert [span.name for span in timeline.spans] == ["aten::linear", "aten::add_"]  # not the matrix product in linear
     assert {span.kind for span in timeline.spans} == {"operation"}
     assert 0 < busy_ns(timeline.spans) < timeline.window
+
+
+def test_of_a_gpu_only_its_own_work_counts(monkeypatch):
+    """With a profile made up: kernels, copies, a range that torch shows among the kernels, an operation of the CPU."""
+
+    def event(name, start, end, device="CUDA", annotation=False):
+        return SimpleNamespace(
+            name=name,
+            time_range=SimpleNamespace(start=start, end=end),
+            device_type=getattr(DeviceType, device),
+            is_user_annotation=annotation,
+        )
+
+    events = [
+        event("conv", 1.5, 4.0),
+        event("Memcpy DtoH (Device -> Pinned)", 4.0, 4.25),
+        event("unet", 0.0, 9.0, annotation=True),
+        event("cudaGraphLaunch", 0.0, 1.0, "CPU"),
+    ]
+    profile = nullcontext(SimpleNamespace(events=lambda: events))
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    timeline = from_torch(lambda: None, torch.device("cuda", 0))
+    assert timeline.source == "torch.profiler, CUDA"
+    assert timeline.spans == (Span("conv", 1500, 4000), Span("Memcpy DtoH (Device -> Pinned)", 4000, 4250, "copy"))
