@@ -1,5 +1,6 @@
-"""The networks' operations on a CUDA device: GroupNorm and what stands around it, and the end of a residual block, in
-our Triton kernels; convolution by cuDNN; linear layers and attention by torch."""
+"""The networks' operations on a CUDA device: GroupNorm and what stands around it, the end of a residual block, and
+convolutions of small batches in our Triton kernels; other convolutions by cuDNN; linear layers and attention by torch.
+"""
 
 import importlib.util
 from functools import cache
@@ -55,19 +56,51 @@ def conv2d(
     add: Tensor | None = None,
     packed: dict[torch.Size, Tensor] | None = None,
 ) -> Tensor:
-    """`ops.conv2d`; bias and sum in one launch after cuDNN's."""
+    """`ops.conv2d`; bias and sum inside our own convolution, or in one launch after cuDNN's."""
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
         add = None if add is None else add.contiguous(memory_format=torch.channels_last)
     if not suits(x, add):
         return ops.conv2d(x, weight, bias, padding, add)
+    require_dtype(x, weight=weight, bias=bias, add=add)
+    if packed is not None and x.device.type == "cuda" and starves_cudnn(x, weight, padding):
+        return _convolve_whole(x, weight, bias, add, packed)
     y = _convolve(x, weight, padding)
     if bias is not None or add is not None:
         from ..kernels import residual as kernel
 
-        require_dtype(y, bias=bias, add=add)
         kernel.add_residual(y, bias, add)
     return y
+
+
+def starves_cudnn(x: Tensor, weight: Tensor, padding: int) -> bool:
+    """Whether our own kernel knows a convolution, and cuDNN is expected to leave multiprocessors idle.
+
+    Expected, not measured yet: its tiles are 128 x 128 mostly, and where these do not make a program for each
+    multiprocessor, smaller ones do better. bench/bench_ops.py times both. Only half precision: its float32 is float32.
+    """
+    from ..kernels import conv as kernel
+
+    channels_out, channels_in, *size = weight.shape
+    known = x.dtype in (torch.float16, torch.bfloat16) and size in ([1, 1], [3, 3]) and padding == size[0] // 2
+    whole = channels_in % 16 == 0 and channels_out % 16 == 0  # 16-byte accesses
+    rows = x.shape[0] * x.shape[2] * x.shape[3]
+    return known and whole and kernel.tiles(rows, channels_out, _processors(x.device)) != kernel.TILES[0]
+
+
+def _convolve_whole(
+    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, packed: dict[torch.Size, Tensor]
+) -> Tensor:
+    """All in one launch, on a weight packed when it comes first."""
+    from ..kernels import conv as kernel
+
+    own = packed.get(weight.shape)
+    if own is None:
+        own = packed[weight.shape] = kernel.pack(weight.detach())
+    shape = (len(x), len(weight), *x.shape[2:])
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    kernel.conv2d(x, own, weight.shape[2], bias, add, out, _processors(x.device))
+    return out
 
 
 def _convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from engine.kernels import conv
 
 import engine
 from engine.networks import triton_ops
 from engine.networks.precision import cast_network
+from tests import conv_cases
 from tests.cpu.test_prepared_network import KINDS, denoiser_of, inputs
 from tests.group_norm_cases import case, check_against_torch, resampling
 
@@ -32,6 +34,21 @@ def test_group_norm_resampled(dtype, up, taps, shape):
     arguments, _ = case(shape, dtype)
     options = {"keep": 0.5**0.5, "resample": resampling(taps, up)}
     check_against_torch(triton_ops.group_norm, arguments, options, "cuda")
+
+
+@pytest.mark.parametrize("tile", [None, *conv.TILES], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [*conv_cases.SHAPES, (1, 256, 256, 32, 32, 3), (2, 512, 256, 16, 16, 3)], ids=str)
+def test_our_own_convolution(monkeypatch, tile, dtype, shape):
+    if tile is not None:
+        monkeypatch.setattr(conv, "TILES", (tile,))
+
+    def tried(x, weight, bias, past):
+        return triton_ops._convolve_whole(x, weight, bias, past, {})
+
+    x, weight, bias, past = conv_cases.case(shape, dtype)
+    for arguments in ((x, weight, bias, past), (x, weight, None, None)):
+        conv_cases.check_against_torch(tried, arguments, "cuda")
 
 
 @pytest.mark.parametrize("kind", KINDS)

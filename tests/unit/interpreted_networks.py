@@ -3,9 +3,11 @@ networks on CPU tensors, by the yardstick of plain torch in the same dtype."""
 
 import pytest
 import torch
+from engine.kernels import conv
 from engine.kernels import group_norm as kernel
 
 from engine.networks import ops, triton_ops
+from tests import conv_cases
 from tests.group_norm_cases import case, check_against_torch, resampling
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -79,6 +81,23 @@ def test_columns_of_a_wider_product_are_read_where_they_lie(group_norm):
         dense = columns.contiguous() if name == "add" else tuple(t.contiguous() for t in columns)
         expected, _ = group_norm(*arguments, **{name: dense})
         assert torch.equal(group_norm(*arguments, **{name: columns})[0], expected)
+
+
+@pytest.mark.parametrize("tile", conv.TILES, ids=str)
+@pytest.mark.parametrize("shape", conv_cases.SHAPES, ids=str)
+def test_a_convolution_with_all_that_follows(monkeypatch, tile, shape):
+    """In float16: the interpreter multiplies the bit patterns of bfloat16. With and without bias and sum."""
+    monkeypatch.setattr(conv, "TILES", (tile,))
+
+    def tried(x, weight, bias, past):
+        out = torch.full((len(x), len(weight), *x.shape[2:]), torch.nan, dtype=x.dtype)
+        out = out.contiguous(memory_format=torch.channels_last)
+        conv.conv2d(x, conv.pack(weight), weight.shape[2], bias, past, out, 1)
+        return out
+
+    x, weight, bias, past = conv_cases.case(shape, torch.float16)
+    for arguments in ((x, weight, bias, past), (x, weight, None, None), (x, weight, None, past)):
+        conv_cases.check_against_torch(tried, arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -8,10 +8,11 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-from engine.kernels import group_norm, residual  # noqa: E402
+from engine.kernels import conv, group_norm, residual  # noqa: E402
 
 from engine import kernels  # noqa: E402
 from engine.networks import triton_ops  # noqa: E402
+from tests import conv_cases  # noqa: E402
 from tests.group_norm_cases import case, resampling  # noqa: E402
 from tests.ptx import accesses, compiled, launches, resources  # noqa: E402
 
@@ -117,6 +118,47 @@ def test_the_end_of_a_residual_block(monkeypatch, tmp_path, dtype, sm):
     assert check(residual._add_residual_kernel, launch, sm, tmp_path) <= 64
 
 
+@pytest.mark.parametrize("sm", [80, 90, 100])
+@pytest.mark.parametrize("tile", conv.TILES, ids=str)
+def test_convolutions(monkeypatch, tmp_path, tile, sm):
+    """Every tile on the matrix units of its architecture, fed by copies of 16 bytes that run ahead."""
+    monkeypatch.setattr(conv, "TILES", (tile,))
+    x, weight, bias, past = conv_cases.case((2, 256, 128, 16, 16, 3), BF16)
+    arguments = (x, conv.pack(weight), 3, bias, past, torch.empty_like(past), 1)
+    (launch,) = launches(monkeypatch, [conv], lambda: conv.conv2d(*arguments)).values()
+    narrow = tile[0] * tile[1] < 32 * 32  # 4 outputs a thread
+    assert check(conv._conv_kernel, launch, sm, tmp_path, vectors=not narrow) <= 255
+    ptx = compiled(conv._conv_kernel, launch, sm, tmp_path).asm["ptx"]
+    units = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[sm if tile[0] >= 64 else 80]
+    assert units in ptx
+    assert re.search(r"cp\.async\.cg\.shared\.global[^;]*, 0x10", ptx)
+    assert not re.search(r"cp\.async\.ca", ptx)
+
+
+def test_the_largest_tile_that_fills_the_device_is_taken():
+    sizes = {batch: conv.tiles(batch * 1024, 256, 132)[:2] for batch in (1, 2, 4, 8, 16, 64)}
+    assert sizes == {1: (32, 32), 2: (64, 32), 4: (64, 64), 8: (128, 64), 16: (128, 128), 64: (128, 128)}
+    assert conv.tiles(64, 256, 132) == conv.TILES[-1]
+
+
+def test_who_convolves(monkeypatch):
+    """Ours where cuDNN's tiles leave multiprocessors idle; not float32, not other sizes, not three channels."""
+    monkeypatch.setattr(triton_ops, "_processors", lambda device: 132)
+
+    def ours(shape, dtype=BF16, padding=None):
+        x, weight, _, _ = conv_cases.case(shape, dtype)
+        return triton_ops.starves_cudnn(x, weight, shape[-1] // 2 if padding is None else padding)
+
+    assert ours((1, 256, 256, 32, 32, 3))
+    assert ours((1, 256, 256, 8, 8, 1), F16)
+    assert not ours((16, 32, 256, 32, 32, 3))
+    assert not ours((1, 256, 256, 32, 32, 3), F32)
+    assert not ours((1, 3, 128, 32, 32, 3))
+    assert not ours((1, 128, 3, 32, 32, 3))
+    assert not ours((1, 128, 128, 8, 8, 5))
+    assert not ours((1, 128, 128, 8, 8, 3), padding=2)
+
+
 def test_how_the_launcher_chooses(made):
     """One read where that fills the device, two where it does not, where a slab is too large, or when resampling."""
     small, large = case((1, 128, 16, 16), BF16)[0], case((1, 128, 128, 128), BF16)[0]
@@ -132,5 +174,5 @@ def test_every_kernel_of_the_package_is_compiled_somewhere():
         name for path in folder.glob("*.py") for name in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.M)
     }
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_triton*_ptx.py"))
-    assert len(found) == 7
+    assert len(found) == 8
     assert all(re.search(rf"\b{name}\b", tests) for name in found)

@@ -1,0 +1,99 @@
+"""`conv2d`: a convolution of 3x3 or 1x1 pixels with its bias and the sum that follows, in one launch:
+
+    out = conv(x, weight) + bias + past                                        half precision in and out, float32 within
+
+It is a matrix product of M = B H W pixels by N = channels_out, over K = kernel^2 channels_in, whose left side is read
+from x where it lies (channels_last), never written out. A program makes BM x BN outputs and reads BM + BN numbers for
+every of the K, so the tiles decide how often x and the weight are read: (1 / BN + 1 / BM) M N K numbers in all, most of
+them from L2. Device memory sees x, the weight and past once and out once: 2 (channels_in + 2 channels_out) bytes a
+pixel, where cuDNN and one more launch for bias and sum move 2 (channels_in + 4 channels_out). (Counted, not measured.)
+
+Why not cuDNN's: with a tile of 128 x 128 an image of 32 x 32 pixels and 256 channels is 16 programs for a device's 132
+multiprocessors, and of 16 x 16 pixels 4. `tiles` picks the largest tile that fills the device. Nothing is split over K,
+so the sum over K has one order, whatever the batch.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .advance import _round_to, _to_float32
+
+# BM, BN, BK, warps, stages: the largest first, of which one is taken that makes a program for each multiprocessor.
+TILES = (
+    (128, 128, 64, 8, 3),
+    (128, 64, 64, 4, 4),
+    (64, 64, 128, 4, 3),
+    (64, 32, 64, 4, 5),
+    (32, 32, 64, 4, 6),
+    (16, 32, 128, 4, 4),
+)
+
+
+@triton.jit
+def _conv_kernel(
+    x, weight, bias, past, out, rows, height, width, channels_in, channels_out,
+    KERNEL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_PAST: tl.constexpr,
+):  # fmt: skip
+    """BM pixels by BN channels of the output. Programs that read the same pixels have neighbouring numbers."""
+    columns = tl.cdiv(channels_out, BN)
+    row = (tl.program_id(0) // columns) * BM + tl.arange(0, BM)
+    column = (tl.program_id(0) % columns) * BN + tl.arange(0, BN)
+    pixel = row % (height * width)
+    h, w = pixel // width, pixel % width
+    is_row, is_column = row < rows, column < channels_out
+    slices = tl.cdiv(channels_in, BK)
+    total = tl.zeros((BM, BN), tl.float32)
+    for step in range(KERNEL * KERNEL * slices):  # one loop, so that loads run ahead across taps
+        tap = step // slices
+        channel = (step % slices) * BK + tl.arange(0, BK)
+        down, right = tap // KERNEL - KERNEL // 2, tap % KERNEL - KERNEL // 2
+        inside = is_row & (h + down >= 0) & (h + down < height) & (w + right >= 0) & (w + right < width)
+        is_channel = channel < channels_in
+        at = (row + down * width + right).to(tl.int64) * channels_in
+        a = tl.load(x + at[:, None] + channel[None, :], mask=inside[:, None] & is_channel[None, :], other=0.0)
+        of_weight = (tap * channels_in + channel)[:, None] * channels_out + column[None, :]
+        b = tl.load(weight + of_weight, mask=is_channel[:, None] & is_column[None, :], other=0.0)
+        total = tl.dot(a, b, total)
+    if HAS_BIAS:
+        total += _to_float32(tl.load(bias + column, mask=is_column, other=0.0))[None, :]
+    to = row.to(tl.int64)[:, None] * channels_out + column[None, :]
+    there = is_row[:, None] & is_column[None, :]
+    if HAS_PAST:
+        total += _to_float32(tl.load(past + to, mask=there, other=0.0))
+    tl.store(out + to, _round_to(total, out.dtype.element_ty), mask=there)
+
+
+def tiles(rows: int, channels_out: int, processors: int) -> tuple[int, int, int, int, int]:
+    """The largest tile that makes a program for each multiprocessor; the smallest where none does."""
+    for tile in TILES:
+        if triton.cdiv(rows, tile[0]) * triton.cdiv(channels_out, tile[1]) >= processors:
+            return tile
+    return TILES[-1]
+
+
+def pack(weight: Tensor) -> Tensor:
+    """[channels_out, channels_in, k, k] -> [k * k * channels_in, channels_out], as the kernel reads it."""
+    return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0]).contiguous()
+
+
+def conv2d(
+    x: Tensor, packed: Tensor, kernel: int, bias: Tensor | None, past: Tensor | None, out: Tensor, processors: int
+) -> None:
+    """One launch; checks nothing (`engine.networks.triton_ops` does).
+
+    x [B, channels_in, H, W], past and out [B, channels_out, H, W] dense in channels_last, packed by `pack`, bias
+    [channels_out], of one half-precision dtype; kernel 1 or 3, padded to the same size. Fewer than 2^31 pixels.
+    """
+    batch, channels_in, height, width = x.shape
+    rows, channels_out = batch * height * width, out.shape[1]
+    bm, bn, bk, warps, stages = tiles(rows, channels_out, processors)
+    with torch.cuda.device_of(x):
+        _conv_kernel[(triton.cdiv(rows, bm) * triton.cdiv(channels_out, bn),)](
+            x, packed, x if bias is None else bias, x if past is None else past, out,
+            rows, height, width, channels_in, channels_out,
+            KERNEL=kernel, BM=bm, BN=bn, BK=bk, HAS_BIAS=bias is not None, HAS_PAST=past is not None,
+            num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+        )  # fmt: skip
