@@ -22,7 +22,7 @@ import torch
 from bench import device_rows
 from bench.bench_unet import load
 from bench.harness import parser, write
-from bench.rounds import OutOfTime, at_most, interleaved
+from bench.rounds import OutOfTime, Turn, at_most, interleaved
 from bench.targets import judged
 from bench.variants import CannotRun, Prepared, Situation, Variant, variants
 from engine import Denoiser
@@ -35,9 +35,10 @@ NOTES = (
     "From seeds (noise for others than the engine) to uint8 on the host, one call a batch; others' noise is of one "
     "torch.Generator. ms an image: medians of interleaved rounds with p20 and p80, in turn in one process, so that "
     "what else the machine does hits all alike; times engine: the variant's time in units of the engine's in the same "
-    "rounds. TFLOP/s: of the network's evaluations (engine.measure), over the whole time. MiB: what preparing the "
-    "variant took of a GPU's memory, its caches and graphs included. diffusers draws by EDMEulerScheduler with as many "
-    "evaluations, k-diffusion by sample_heun."
+    "rounds. CPU ms: an image's, of all threads of the process, in which what else the machine does counts little. "
+    "TFLOP/s: of the network's evaluations (engine.measure), over the whole time. MiB: what preparing the variant took "
+    "of a GPU's memory, its caches and graphs included. diffusers draws by EDMEulerScheduler with as many evaluations, "
+    "k-diffusion by sample_heun."
 )
 
 
@@ -140,22 +141,25 @@ class Bench:
 def row(
     situation: Situation,
     variant: str,
-    times: Sequence[float] | None,
-    engine_times: Sequence[float] | None,
+    turns: Sequence[Turn] | None,
+    engine_turns: Sequence[Turn] | None,
     flops: int,
     taken: float | None,
     note: str,
 ) -> dict[str, Any]:
-    """One variant's. times: seconds a batch in each round, None if it did not run."""
+    """One variant's. turns: None if it did not run."""
     cells: dict[str, Any] = dict.fromkeys(
-        ["rounds", "ms an image", "p20", "p80", "images/s", "times engine", "TFLOP/s", "MiB"], ""
+        ["rounds", "ms an image", "p20", "p80", "images/s", "times engine", "CPU ms", "TFLOP/s", "MiB"], ""
     )
-    if times is not None:
+    if turns is not None:
+        times, cpu = zip(*turns, strict=True)
         p20, p50, p80 = (float(each) for each in np.percentile(times, [20, 50, 80]) / situation.batch)
         # Of the rounds that both had: those of a slow variant are the first ones.
-        ratio = float(np.median(times) / np.median(engine_times[: len(times)])) if engine_times else ""
+        beside = [turn.seconds for turn in engine_turns or ()][: len(times)]
+        ratio = float(np.median(times) / np.median(beside)) if beside else ""
         cells |= {"rounds": len(times), "ms an image": p50 * 1e3, "p20": p20 * 1e3, "p80": p80 * 1e3}
         cells |= {"images/s": 1 / p50, "times engine": ratio, "TFLOP/s": flops * situation.nfe / p50 / 1e12}
+        cells |= {"CPU ms": float(np.median(cpu)) / situation.batch * 1e3}
         cells |= {"MiB": round(taken) if taken is not None and situation.device.type == "cuda" else ""}
     dtype = "float32" if variant == "eager float32" else situation.half
     start = {"network": situation.network, "dtype": dtype, "batch": situation.batch, "NFE": situation.nfe}

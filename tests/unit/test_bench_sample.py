@@ -95,6 +95,7 @@ def test_main_writes_every_variant(results, capsys):
             assert row["images/s"] == pytest.approx(1e3 / row["ms an image"])
             assert row["p20"] == row["ms an image"] == row["p80"]
             assert row["TFLOP/s"] > 0
+            assert row["CPU ms"] > 0
     assert [row["times engine"] for row in record["rows"] if row["variant"] == "engine"] == [1, 1]
     table = path.with_suffix(".md").read_text()
     assert table.count("| tiny |") == 10
@@ -203,6 +204,7 @@ def clock(monkeypatch):
     """Seconds that pass only when a call says so."""
     now = [0.0]
     monkeypatch.setattr(rounds.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(rounds.time, "process_time", lambda: 2 * now[0])
     return now
 
 
@@ -218,7 +220,7 @@ def test_rounds_are_interleaved_and_slow_calls_have_fewer(clock):
 
     calls = {"quick": call("quick", 0.125), "slow": call("slow", 2.0)}
     found, failed = rounds.interleaved(calls, rounds=3, seconds=3.0)
-    assert found == {"quick": [0.125] * 3, "slow": [2.0]}
+    assert found == {"quick": [(0.125, 0.25)] * 3, "slow": [(2.0, 4.0)]}
     assert turns == ["quick", "slow", *["quick"] * 16]  # a third of its seconds in each of its further turns
     assert not failed
 
@@ -236,7 +238,7 @@ def test_a_call_that_fails_has_no_times_and_no_further_turn(clock):
         clock[0] += 1
 
     found, failed = rounds.interleaved({"fails": call, "works": works}, rounds=3, seconds=3)
-    assert (found, str(failed["fails"]), len(calls)) == ({"works": [1.0] * 3}, "in its second turn", 2)
+    assert (found, str(failed["fails"]), len(calls)) == ({"works": [(1.0, 2.0)] * 3}, "in its second turn", 2)
 
 
 ROW = {"network": "cifar10", "dtype": "bfloat16", "batch": 512, "NFE": 35, "variant": "engine"}
