@@ -74,38 +74,42 @@ def _by_setting(measurements: Measurements) -> dict[tuple[float, float], Json]:
 
 def finding(measurements: Measurements) -> Finding:
     strong = WEIGHTS[-1]
-    claim = f"strong guidance overexposes images, and rescaling it by phi = {PHI} keeps them from it"
+    claim = f"strong guidance overexposes images; rescaled by phi = {PHI}, it does not"
     rule = (
-        f"by the {MEASURES['deviation']}, averaged over images, at weight {strong:g}. Confirmed: without rescaling it "
-        "is above the data's by more than its 95% interval and above that of no guidance by more than the paired one, "
-        "and with rescaling nearer to the data's by more than the paired one; different here: without rescaling it is "
-        "not above both; not confirmed: it is, but rescaled it is no nearer"
+        f"by the {MEASURES['deviation']}, averaged over images, at weight {strong:g}: its excess is what it has above "
+        "the data's. Images are overexposed where it is above 0 by more than its 95% interval and above that of no "
+        "guidance by more than the paired one. Confirmed: they are, and rescaled they keep less than half of the "
+        "excess, beyond the interval of this share (below the data counts as much as above); different here: they "
+        "keep less than all of it, beyond the interval, but not less than half; not confirmed: anything else"
     )
     found = _by_setting(measurements)
-    needed = ((strong, 0.0), (strong, PHI), (1.0, 0.0))
-    if not set(needed) <= set(found):
-        there = sum(each in found for each in needed)
-        return not_measured(claim, rule, f"{there} of the {len(needed)} points it needs are measured")
-    plain, rescaled, none = (found[each]["deviation"] for each in needed)
+    needed = {"without rescaling": (strong, 0.0), "with it": (strong, PHI), "no guidance": (1.0, 0.0)}
+    there = [name for name, each in needed.items() if each in found]
+    if len(there) < len(needed):
+        return not_measured(claim, rule, f"{len(there)} of the {len(needed)} points it needs are measured")
+    plain, rescaled, none = (found[each]["deviation"] for each in needed.values())
+    told = "; ".join(_told(name, found[each]) for name, each in needed.items())
     data = plain["data"]
-    over_data = plain["samples"] - data > jackknife(plain["without"])
-    over_none = plain["samples"] - none["samples"] > _paired(plain["without"], none["without"])
-    nearer = abs(plain["samples"] - data) - abs(rescaled["samples"] - data)
-    half = _paired(*([abs(without - data) for without in each["without"]] for each in (plain, rescaled)))
-    overexposed = over_data and over_none
-    verdict: Verdict = "different here" if not overexposed else "confirmed" if nearer > half else "not confirmed"
-    told = "; ".join(
-        f"{name}: {found[each]['deviation']['samples']:.3f} +- {jackknife(found[each]['deviation']['without']):.3f}, "
-        f"{100 * found[each]['white']['samples']:.1f}% of pixels white"
-        for name, each in zip(("without rescaling", "with it", "no guidance"), needed, strict=True)
-    )
-    of_data = f"data: {data:.3f}, {100 * found[needed[0]]['white']['data']:.1f}% white"
-    difference = f"rescaled nearer to the data by {nearer:+.3f} +- {half:.3f}"
-    return Finding(claim, rule, verdict, f"{told}; {of_data}; {difference}")
+    numbers = f"{told}; data: {data:.3f}, {_white(found[strong, 0.0]['white']['data'])}"
+    differences = [one - other for one, other in zip(plain["without"], none["without"], strict=True)]
+    over_none = plain["samples"] - none["samples"] > jackknife(differences)
+    if not (over_none and plain["samples"] - data > jackknife(plain["without"])):
+        return Finding(claim, rule, "not confirmed", f"{numbers}; not overexposed")
+    pairs = zip(rescaled["without"], plain["without"], strict=True)
+    kept = abs(rescaled["samples"] - data) / (plain["samples"] - data)
+    half = jackknife([abs(after - data) / (before - data) for after, before in pairs])
+    verdict: Verdict = "confirmed" if kept + half < 0.5 else "different here" if kept + half < 1 else "not confirmed"
+    return Finding(claim, rule, verdict, f"{numbers}; rescaled they keep {kept:.2f} +- {half:.2f} of the excess")
 
 
-def _paired(ones: list[float], others: list[float]) -> float:
-    return jackknife([one - other for one, other in zip(ones, others, strict=True)])
+def _told(name: str, point: Json) -> str:
+    deviation = point["deviation"]
+    interval = f"{deviation['samples']:.3f} +- {jackknife(deviation['without']):.3f}"
+    return f"{name}: {interval}, {_white(point['white']['samples'])}"
+
+
+def _white(share: float) -> str:
+    return f"{100 * share:.1f}% of pixels white"
 
 
 def figure(measurements: Measurements) -> "Figure | None":

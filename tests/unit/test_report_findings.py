@@ -163,15 +163,19 @@ def guidance_points(none, plain, rescaled, data=0.5, spread=0.0):
     ("none", "plain", "rescaled", "spread", "verdict"),
     [
         (0.5, 0.7, 0.52, 0.0, "confirmed"),
-        (0.5, 0.7, 0.4, 0.0, "confirmed"),  # below the data, and yet nearer
+        (0.5, 0.7, 0.45, 0.0, "confirmed"),  # below the data, by a quarter of the excess
         (0.5, 0.7, 0.52, 0.002, "confirmed"),
+        (0.5, 0.7, 0.65, 0.0, "different here"),
+        (0.5, 0.7, 0.35, 0.0, "different here"),
+        (0.5, 0.7, 0.598, 0.002, "different here"),  # less than half, within the interval
         (0.5, 0.7, 0.7, 0.0, "not confirmed"),
         (0.5, 0.7, 0.8, 0.0, "not confirmed"),
         (0.5, 0.7, 0.2, 0.0, "not confirmed"),  # farther below than above
         (0.5, 0.7, 0.69, 0.01, "not confirmed"),  # nearer, within the interval
-        (0.4, 0.48, 0.5, 0.0, "different here"),  # not above the data
-        (0.7, 0.7, 0.5, 0.0, "different here"),  # without guidance no less
-        (0.49, 0.51, 0.5, 0.02, "different here"),  # above, within the interval
+        (0.4, 0.48, 0.5, 0.0, "not confirmed"),  # not above the data
+        (0.5, 0.5, 0.5, 0.0, "not confirmed"),  # no excess to keep a share of
+        (0.7, 0.7, 0.5, 0.0, "not confirmed"),  # without guidance no less
+        (0.49, 0.51, 0.5, 0.02, "not confirmed"),  # above, within the interval
     ],
 )
 def test_guidance_rescale_is_judged_by_its_rule(none, plain, rescaled, spread, verdict):
