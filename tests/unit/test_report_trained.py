@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import engine
-from engine.report import Budget, rescale, trained, zero_snr
+from engine.report import Budget, Measurements, rescale, trained, zero_snr
 from engine.report.trained import Trained
 from engine.training import Trainer
 from engine.training.brightness import compare
 from engine.training.data import FASHION_MNIST_CLASSES, fashion_mnist
+from tests.unit.test_cli import run
 from tests.unit.test_loss_curve import data
 
 
@@ -60,6 +61,21 @@ def test_a_training_that_ended_is_not_gone_through_again(budget, monkeypatch):
     again = Trained(budget).engine("usual").denoiser
     pairs = zip(first.engine("usual").denoiser.parameters(), again.parameters(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_the_section_is_measured_by_its_command(budget, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="figures need matplotlib (extra figures)")
+    out, kept = tmp_path / "page", tmp_path / "measurements"
+    given = ["--runs", budget.runs, "--data", budget.data, "--out", out, "--measurements", kept, "--images", 20]
+    assert run(monkeypatch, "report", "--measure", "zero-snr", *given) == 0
+    measurements = Measurements.load(kept / "zero-snr.json")
+    assert len(measurements.points) == 4 + 2 * 3 + 2 + 7
+    assert str(tmp_path) not in (kept / "zero-snr.json").read_text()
+    assert {path.name for path in out.glob("*.png")} == {"zero-snr.png", "brightness.png", "guidance-rescale.png"}
+    section = (out / "report.html").read_text().split("<h2 id='zero-snr'>")[1].split("<h2")[0]
+    assert section.count("class='verdict'") == 4
+    assert "not measured" not in section
+    assert "so far" not in section
 
 
 def test_the_record_says_nothing_of_where_things_lie(tmp_path):
