@@ -9,8 +9,8 @@ them from L2. Device memory sees x, the weight and past once and out once: 2 (ch
 pixel, where cuDNN and one more launch for bias and sum move 2 (channels_in + 4 channels_out). (Counted, not measured.)
 
 Why not cuDNN's: with a tile of 128 x 128 an image of 32 x 32 pixels and 256 channels is 16 programs for a device's 132
-multiprocessors, and of 16 x 16 pixels 4. `tiles` picks the largest tile that fills the device. Nothing is split over K,
-so the sum over K has one order, whatever the batch.
+multiprocessors, and of 16 x 16 pixels 4. `tile_for` picks the largest tile that fills the device. Nothing is split over
+K, so the sum over K has one order, whatever the batch.
 """
 
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from .advance import _round_to, _to_float32
 
-# BM, BN, BK, warps, stages: the largest first, of which one is taken that makes a program for each multiprocessor.
-TILES = (
+Tile = tuple[int, int, int, int, int]  # BM, BN, BK, warps, stages
+# The largest first, of which one is taken that makes a program for each multiprocessor.
+TILES: tuple[Tile, ...] = (
     (128, 128, 64, 8, 3),
     (128, 64, 64, 4, 4),
     (64, 64, 128, 4, 3),
@@ -66,7 +67,7 @@ def _conv_kernel(
     tl.store(out + to, _round_to(total, out.dtype.element_ty), mask=there)
 
 
-def tiles(rows: int, channels_out: int, processors: int) -> tuple[int, int, int, int, int]:
+def tile_for(rows: int, channels_out: int, processors: int) -> Tile:
     """The largest tile that makes a program for each multiprocessor; the smallest where none does."""
     for tile in TILES:
         if triton.cdiv(rows, tile[0]) * triton.cdiv(channels_out, tile[1]) >= processors:
@@ -80,7 +81,7 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def conv2d(
-    x: Tensor, packed: Tensor, kernel: int, bias: Tensor | None, past: Tensor | None, out: Tensor, processors: int
+    x: Tensor, packed: Tensor, kernel: int, bias: Tensor | None, past: Tensor | None, out: Tensor, tile: Tile
 ) -> None:
     """One launch; checks nothing (`engine.networks.triton_ops` does).
 
@@ -89,7 +90,7 @@ def conv2d(
     """
     batch, channels_in, height, width = x.shape
     rows, channels_out = batch * height * width, out.shape[1]
-    bm, bn, bk, warps, stages = tiles(rows, channels_out, processors)
+    bm, bn, bk, warps, stages = tile
     with torch.cuda.device_of(x):
         _conv_kernel[(triton.cdiv(rows, bm) * triton.cdiv(channels_out, bn),)](
             x, packed, x if bias is None else bias, x if past is None else past, out,

@@ -15,9 +15,11 @@ two each, where 64 would be eight times the bytes of the tile that is read with 
 same move 2 N for the concatenation, 3 N for the sum with the embedding, 3 N for the norm and its statistics, 2 N for
 silu, 2 N for the residual's scale, and 2 R N for a resampling. (Counted, not measured.)
 
-One program a group starves a GPU when the batch is small: 32 programs for 132 multiprocessors at batch 1. So the
-launcher takes one read only where that makes a program for each multiprocessor, and the split reduction, with a program
-for every chunk of pixels by 64 channels and then one for every 64 pixels by 64 channels, elsewhere.
+One program a group starves a GPU when the batch is small and the image large. A slab that fits on chip is at most
+32 KB, which one multiprocessor reads in about the time that a second launch takes to begin. So the launcher takes one
+read where slabs fit and make a program for a sixteenth of the multiprocessors (expected; bench/bench_ops.py times both),
+and the split reduction, with a program for every chunk of pixels by 64 channels and then one for every 64 pixels by 64
+channels, elsewhere.
 
 Statistics are exact for any mean: a slab subtracts its mean before it squares; the split reduction keeps mean and
 squared deviation of each channel of 64 pixels, and Chan et al.'s formula adds them up, in a chunk and over all.
@@ -229,6 +231,19 @@ def _apply_kernel(
         tl.store(keep + at, _round_to(kept * keep_scale, out.dtype.element_ty), mask=inside)
 
 
+def slab_of(channels: int, groups: int, pixels: int) -> tuple[int, int, int]:
+    """A group's width in a tile, how many groups a program has, and how many elements that is, with what is masked."""
+    group = triton.next_power_of_2(channels // groups)
+    slab_groups = max(1, 8 // group) if group * groups == channels else 1
+    return group, slab_groups, triton.next_power_of_2(pixels) * slab_groups * group
+
+
+def reads_once(batch: int, channels: int, groups: int, pixels: int, processors: int) -> bool:
+    """Whether a norm is computed in one read: its slabs fit, and there are not too few of them."""
+    _, slab_groups, slab = slab_of(channels, groups, pixels)
+    return slab <= LARGEST_SLAB and 16 * batch * triton.cdiv(groups, slab_groups) >= processors
+
+
 def _tiles(every: int, programs: int, processors: int) -> int:
     """Of a chunk: as many of a sample's ``every`` as leave each processor two programs. programs: with one chunk."""
     chunks = min(every, max(1, triton.cdiv(2 * processors, programs)))
@@ -263,18 +278,15 @@ def group_norm(
     batch, own, height, width = x.shape
     channels, pixels = out.shape[1], height * width
     per_group = channels // groups
-    group = triton.next_power_of_2(per_group)
-    slab_groups = max(1, 8 // group) if group == per_group else 1
-    slab = triton.next_power_of_2(pixels) * slab_groups * group
+    group, slab_groups, slab = slab_of(channels, groups, pixels)
     norm = (weight, bias, out, out if keep is None else keep, *(x if t is None else t for t in (add, scale, shift)))
     strides = (0 if add is None else add.stride(0), 0 if scale is None else scale.stride(0))
     there = {"HAS_BESIDE": beside is not None, "HAS_ADD": add is not None}
     done = {"HAS_SCALE": scale is not None, "SILU": silu, "KEEP": keep is not None}
     inputs = (x, x if beside is None else beside)
     with torch.cuda.device_of(x):
-        blocks = triton.cdiv(groups, slab_groups)
-        if not taps and slab <= LARGEST_SLAB and batch * blocks >= processors:
-            _slab_kernel[(batch, blocks)](
+        if not taps and reads_once(batch, channels, groups, pixels, processors):
+            _slab_kernel[(batch, triton.cdiv(groups, slab_groups))](
                 *inputs, *norm, pixels, channels, own, *strides, eps, keep_scale,
                 GROUPS=slab_groups, GROUP=group, PER_GROUP=per_group, PIXELS=triton.next_power_of_2(pixels),
                 **there, **done, num_warps=max(1, min(8, slab // 1024)), enable_fp_fusion=True,

@@ -63,8 +63,9 @@ def conv2d(
     if not suits(x, add):
         return ops.conv2d(x, weight, bias, padding, add)
     require_dtype(x, weight=weight, bias=bias, add=add)
-    if packed is not None and x.device.type == "cuda" and starves_cudnn(x, weight, padding):
-        return _convolve_whole(x, weight, bias, add, packed)
+    tile = own_tile(x, weight, padding) if packed is not None and x.device.type == "cuda" else None
+    if packed is not None and tile is not None:
+        return _convolve_whole(x, weight, bias, add, packed, tile)
     y = _convolve(x, weight, padding)
     if bias is not None or add is not None:
         from ..kernels import residual as kernel
@@ -73,9 +74,10 @@ def conv2d(
     return y
 
 
-def starves_cudnn(x: Tensor, weight: Tensor, padding: int) -> bool:
-    """Whether our own kernel knows a convolution, and cuDNN is expected to leave multiprocessors idle.
+def own_tile(x: Tensor, weight: Tensor, padding: int) -> tuple[int, int, int, int, int] | None:
+    """With which tile our own kernel computes a convolution; None for those it leaves to cuDNN.
 
+    It takes those that it knows and of which cuDNN is expected to leave multiprocessors idle.
     Expected, not measured yet: its tiles are 128 x 128 mostly, and where these do not make a program for each
     multiprocessor, smaller ones do better. bench/bench_ops.py times both. Only half precision: its float32 is float32.
     """
@@ -85,11 +87,17 @@ def starves_cudnn(x: Tensor, weight: Tensor, padding: int) -> bool:
     known = x.dtype in (torch.float16, torch.bfloat16) and size in ([1, 1], [3, 3]) and padding == size[0] // 2
     whole = channels_in % 16 == 0 and channels_out % 16 == 0  # 16-byte accesses
     rows = x.shape[0] * x.shape[2] * x.shape[3]
-    return known and whole and kernel.tiles(rows, channels_out, _processors(x.device)) != kernel.TILES[0]
+    tile = kernel.tile_for(rows, channels_out, _processors(x.device))
+    return tile if known and whole and tile != kernel.TILES[0] else None
 
 
 def _convolve_whole(
-    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, packed: dict[torch.Size, Tensor]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    add: Tensor | None,
+    packed: dict[torch.Size, Tensor],
+    tile: tuple[int, int, int, int, int],
 ) -> Tensor:
     """All in one launch, on a weight packed when it comes first."""
     from ..kernels import conv as kernel
@@ -99,7 +107,7 @@ def _convolve_whole(
         own = packed[weight.shape] = kernel.pack(weight.detach())
     shape = (len(x), len(weight), *x.shape[2:])
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    kernel.conv2d(x, own, weight.shape[2], bias, add, out, _processors(x.device))
+    kernel.conv2d(x, own, weight.shape[2], bias, add, out, tile)
     return out
 
 

@@ -85,14 +85,13 @@ def test_columns_of_a_wider_product_are_read_where_they_lie(group_norm):
 
 @pytest.mark.parametrize("tile", conv.TILES, ids=str)
 @pytest.mark.parametrize("shape", conv_cases.SHAPES, ids=str)
-def test_a_convolution_with_all_that_follows(monkeypatch, tile, shape):
+def test_a_convolution_with_all_that_follows(tile, shape):
     """In float16: the interpreter multiplies the bit patterns of bfloat16. With and without bias and sum."""
-    monkeypatch.setattr(conv, "TILES", (tile,))
 
     def tried(x, weight, bias, past):
         out = torch.full((len(x), len(weight), *x.shape[2:]), torch.nan, dtype=x.dtype)
         out = out.contiguous(memory_format=torch.channels_last)
-        conv.conv2d(x, conv.pack(weight), weight.shape[2], bias, past, out, 1)
+        conv.conv2d(x, conv.pack(weight), weight.shape[2], bias, past, out, tile)
         return out
 
     x, weight, bias, past = conv_cases.case(shape, torch.float16)

@@ -122,9 +122,8 @@ def test_the_end_of_a_residual_block(monkeypatch, tmp_path, dtype, sm):
 @pytest.mark.parametrize("tile", conv.TILES, ids=str)
 def test_convolutions(monkeypatch, tmp_path, tile, sm):
     """Every tile on the matrix units of its architecture, fed by copies of 16 bytes that run ahead."""
-    monkeypatch.setattr(conv, "TILES", (tile,))
     x, weight, bias, past = conv_cases.case((2, 256, 128, 16, 16, 3), BF16)
-    arguments = (x, conv.pack(weight), 3, bias, past, torch.empty_like(past), 1)
+    arguments = (x, conv.pack(weight), 3, bias, past, torch.empty_like(past), tile)
     (launch,) = launches(monkeypatch, [conv], lambda: conv.conv2d(*arguments)).values()
     narrow = tile[0] * tile[1] < 32 * 32  # 4 outputs a thread
     assert check(conv._conv_kernel, launch, sm, tmp_path, vectors=not narrow) <= 255
@@ -136,9 +135,9 @@ def test_convolutions(monkeypatch, tmp_path, tile, sm):
 
 
 def test_the_largest_tile_that_fills_the_device_is_taken():
-    sizes = {batch: conv.tiles(batch * 1024, 256, 132)[:2] for batch in (1, 2, 4, 8, 16, 64)}
+    sizes = {batch: conv.tile_for(batch * 1024, 256, 132)[:2] for batch in (1, 2, 4, 8, 16, 64)}
     assert sizes == {1: (32, 32), 2: (64, 32), 4: (64, 64), 8: (128, 64), 16: (128, 128), 64: (128, 128)}
-    assert conv.tiles(64, 256, 132) == conv.TILES[-1]
+    assert conv.tile_for(64, 256, 132) == conv.TILES[-1]
 
 
 def test_who_convolves(monkeypatch):
@@ -147,10 +146,10 @@ def test_who_convolves(monkeypatch):
 
     def ours(shape, dtype=BF16, padding=None):
         x, weight, _, _ = conv_cases.case(shape, dtype)
-        return triton_ops.starves_cudnn(x, weight, shape[-1] // 2 if padding is None else padding)
+        return triton_ops.own_tile(x, weight, shape[-1] // 2 if padding is None else padding)
 
-    assert ours((1, 256, 256, 32, 32, 3))
-    assert ours((1, 256, 256, 8, 8, 1), F16)
+    assert ours((1, 256, 256, 32, 32, 3))[:2] == (32, 32)
+    assert ours((1, 256, 256, 8, 8, 1), F16) == conv.TILES[-1]
     assert not ours((16, 32, 256, 32, 32, 3))
     assert not ours((1, 256, 256, 32, 32, 3), F32)
     assert not ours((1, 3, 128, 32, 32, 3))
@@ -163,7 +162,8 @@ def test_how_the_launcher_chooses(made):
     """One read where that fills the device, two where it does not, where a slab is too large, or when resampling."""
     small, large = case((1, 128, 16, 16), BF16)[0], case((1, 128, 128, 128), BF16)[0]
     assert set(made(16, small, {})) == {"_slab_kernel"}
-    assert set(made(132, small, {})) == {"_sums_kernel", "_apply_kernel"}
+    assert set(made(132, small, {})) == {"_slab_kernel"}  # 16 programs of 4096 elements
+    assert set(made(257, small, {})) == {"_sums_kernel", "_apply_kernel"}
     assert set(made(1, large, {})) == {"_sums_kernel", "_apply_kernel"}
     assert set(made(1, small, {"resample": resampling((1, 1), up=False)})) == {"_sums_kernel", "_apply_kernel"}
 
