@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import engine
-from bench import bench_sample, device_rows, harness, profile_sample, rounds, targets, user_loops
+from bench import bench_sample, device_rows, harness, rounds, targets, user_loops
 from bench.variants import Situation, variants
 from engine import reference
 from engine.preconditioning import EDM
@@ -71,7 +71,6 @@ def results(tmp_path, monkeypatch):
     """The results folder, for a benchmark that finds a tiny network."""
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setattr(bench_sample, "load", lambda name: small_unet(label_dim=2))
-    monkeypatch.setattr(profile_sample, "load", lambda name: small_unet(label_dim=2))
     return tmp_path
 
 
@@ -277,25 +276,3 @@ def test_markdown_has_sections_and_large_numbers():
     assert "| 1234 | 0.123 | a\\|b |" in text
     assert text.endswith("## More\n\n| k |\n| --- |\n| 999 |\n")
     assert "nothing measured" in harness.markdown(record | {"rows": []})
-
-
-def test_profile_of_a_cpu(results, capsys):
-    profile_sample.main(["--device", "cpu", "--network", "tiny", "--batch", "2", "--batches", "2", "--steps", "2"])
-    record = json.loads(next(results.glob("profile-*.json")).read_text())
-    (row,) = record["rows"]
-    assert (row["batches"], row["NFE"]) == (2, 3)
-    assert "CPU's operations" in row["source"]
-    assert row["launches per step"] == row["launches"] / 6 > 1
-    assert "nsys is not used without a GPU" in record["notes"]
-    assert record["sections"]["Top kernels"][0]["calls"] > 0
-    assert "Top kernels" in capsys.readouterr().out
-
-
-def test_profile_falls_back_when_nsys_fails(results, monkeypatch, tmp_path):
-    """nsys that cannot profile is no reason for no table, but the table says so."""
-    said = tmp_path / "nsys"
-    said.write_text("#!/bin/sh\necho 'no permission' >&2\nexit 1\n")
-    said.chmod(0o755)
-    monkeypatch.setattr(profile_sample, "NSYS", [str(said)])
-    with pytest.raises(RuntimeError, match="nsys ended with 1: no permission"):
-        profile_sample.by_nsys(["--device", "cuda"])
