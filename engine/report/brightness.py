@@ -1,7 +1,7 @@
 """Whether samples are as bright as the data, by networks trained with zero terminal SNR and without."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..metrics.intervals import jackknife
 from ..training.brightness import TRAINED, Rows, compare, slope, summary
@@ -104,16 +104,17 @@ def _betas(trained: str) -> str:
 
 
 def table(measurements: Measurements) -> Table:
-    head = ("trained", "class", "samples", "95% interval", "data")
-    rows = tuple(
-        (
-            _betas(trained),
-            row["class"],
-            f"{row['mean_brightness_samples']:.3f}",
-            f"{row['interval'][0]:.3f} to {row['interval'][1]:.3f}",
-            f"{row['mean_brightness_data']:.3f}",
-        )
-        for trained, found in rows_of(measurements).items()
-        for row in found
-    )
-    return Table("Mean brightness by class, black -1 and white 1", head, rows)
+    """A row a class, the darkest of the data first; the networks that are measured side by side."""
+    found = rows_of(measurements)
+    head = ("class", "data", *(f"samples, {_betas(trained)}" for trained in found))
+    rows = [
+        (each[0]["mean_brightness_data"], each[0]["class"], *(_samples(row) for row in each))
+        for each in zip(*found.values(), strict=True)
+    ]
+    told = tuple((name, f"{data:.3f}", *samples) for data, name, *samples in sorted(rows))
+    return Table("Mean brightness by class, black -1 and white 1, with 95% intervals", head, told)
+
+
+def _samples(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['mean_brightness_samples']:.3f} ({low:.3f} to {high:.3f})"

@@ -105,7 +105,7 @@ def finding(measurements: Measurements) -> Finding:
 def _told(name: str, point: Json) -> str:
     deviation = point["deviation"]
     interval = f"{deviation['samples']:.3f} +- {jackknife(deviation['without']):.3f}"
-    return f"{name}: {interval}, {_white(point['white']['samples'])}"
+    return f"{name}: deviation {interval}, {_white(point['white']['samples'])}"
 
 
 def _white(share: float) -> str:
