@@ -17,9 +17,9 @@ silu, 2 N for the residual's scale, and 2 R N for a resampling. (Counted, not me
 
 One program a group starves a GPU when the batch is small and the image large. A slab that fits on chip is at most
 32 KB, which one multiprocessor reads in about the time that a second launch takes to begin. So the launcher takes one
-read where slabs fit and make a program for a sixteenth of the multiprocessors (expected; bench/bench_ops.py times both),
-and the split reduction, with a program for every chunk of pixels by 64 channels and then one for every 64 pixels by 64
-channels, elsewhere.
+read where slabs fit and make a program for a sixteenth of the multiprocessors (expected; bench/bench_ops.py times
+both), and the split reduction, with a program for every chunk of pixels by 64 channels and then one for every 64 pixels
+by 64 channels, elsewhere.
 
 Statistics are exact for any mean: a slab subtracts its mean before it squares; the split reduction keeps mean and
 squared deviation of each channel of 64 pixels, and Chan et al.'s formula adds them up, in a chunk and over all.
