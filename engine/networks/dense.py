@@ -10,14 +10,14 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def suits(*tensors: Tensor | None) -> bool:
     """Whether all are images in channels_last, of a dtype that kernels know, and need no gradient."""
-    return all(
-        t.dim() == 4
-        and t.dtype in _DTYPES
-        and t.is_contiguous(memory_format=torch.channels_last)
-        and not (torch.is_grad_enabled() and t.requires_grad)
-        for t in tensors
-        if t is not None
-    )
+    for t in tensors:  # a loop: `all` of a generator takes a microsecond more, 100 times an evaluation
+        if t is None:
+            continue
+        if t.dim() != 4 or t.dtype not in _DTYPES or not t.is_contiguous(memory_format=torch.channels_last):
+            return False
+        if t.requires_grad and torch.is_grad_enabled():
+            return False
+    return True
 
 
 def resamples(x: Tensor, how: Resample | None) -> bool:

@@ -4,6 +4,7 @@ linear_op.h); convolution by oneDNN, on weights packed once and with the sum tha
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from . import ops
 from .dense import outputs, require_weights, resamples, rows, rows_alike, suits
 from .ops import Resample
+
+if TYPE_CHECKING:
+    from engine import _native
 
 _NOTHING = nullcontext()
 _PACKED_SHAPES = 2  # kept of a layer's weight: a job's batches, and its last
@@ -47,7 +51,7 @@ def group_norm(
     add = rows(add)
     scale, shift = rows_alike(scale_shift)
     batch, own, height, width = x.shape
-    resampling = "none" if resample is None else "up" if resample.up else "down"
+    dtypes, resamplings = _names()
     with _shown("edm::group_norm"):
         _native.group_norm_cpu(
             x.data_ptr(),
@@ -56,7 +60,7 @@ def group_norm(
             bias.data_ptr(),
             out.data_ptr(),
             _address(kept),
-            getattr(_native.Dtype, str(x.dtype).removeprefix("torch.")),
+            dtypes[x.dtype],
             (batch, height, width, own, out.shape[1] - own),
             groups,
             eps,
@@ -67,7 +71,7 @@ def group_norm(
             _address(shift),
             0 if scale is None else scale.stride(0),
             1.0 if keep is None else keep,
-            getattr(_native.Resampling, resampling),
+            resamplings[None if resample is None else resample.up],
             () if resample is None else resample.taps,
             torch.get_num_threads(),
         )
@@ -96,7 +100,7 @@ def conv2d(
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x, add, own, bias, pads, ones, ones, 1, "add", 1.0, None, [], ""
         )
-    y = torch.ops.mkldnn._convolution_pointwise(x, own, bias, pads, ones, ones, 1, "none", [], "")
+    y = torch.ops.mkldnn._convolution_pointwise.default(x, own, bias, pads, ones, ones, 1, "none", [], "")
     return y if add is None else y.add_(add)
 
 
@@ -121,6 +125,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None
             torch.get_num_threads(),
         )  # fmt: skip
     return out
+
+
+@cache
+def _names() -> tuple[dict[torch.dtype, "_native.Dtype"], dict[bool | None, "_native.Resampling"]]:
+    """What the extension calls dtypes, and resampling by whether it is up."""
+    from engine import _native
+
+    dtype, resampling = _native.Dtype, _native.Resampling
+    dtypes = {torch.float32: dtype.float32, torch.bfloat16: dtype.bfloat16, torch.float16: dtype.float16}
+    return dtypes, {None: resampling.none, True: resampling.up, False: resampling.down}
 
 
 @cache
