@@ -47,7 +47,8 @@ report-fresh: build
 	$(BIN)/edm-engine report --measure all --measurements out/report-fresh --out out/report-fresh
 
 # With a GPU: the machine's own Python and nvcc; nothing is downloaded. It must hold torch, triton, numpy, safetensors,
-# pillow, tqdm, click, and to build and test scikit-build-core, pybind11, cmake, ninja, pytest, hypothesis, mpmath.
+# pillow, tqdm, click, and to build and test scikit-build-core, pybind11 3, cmake, ninja, pytest, pytest-xdist, hypothesis,
+# mpmath.
 gpu-build:
 	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
 
@@ -55,7 +56,7 @@ test-gpu: gpu-build
 	$(PYTHON) -c "import sys, torch; from engine import _native; \
 	    sys.exit(None if torch.cuda.is_available() and _native.cuda_built else 'test-gpu needs a CUDA device and nvcc')"
 	$(PYTHON) -m pytest -m "slow or not slow" tests/gpu
-	$(PYTHON) -m pytest tests/cpu tests/unit/test_advance.py tests/unit/test_cuda_source.py tests/unit/test_triton_ptx.py \
+	$(PYTHON) -m pytest -n auto tests/cpu tests/unit/test_advance.py tests/unit/test_cuda_source.py tests/unit/test_triton_ptx.py \
 	    tests/unit/test_triton_networks_ptx.py
 
 # About nine minutes after the build, the most important first; each has its own limit, and what one measured stays when

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from engine.kernels import conv, group_norm
+from engine.kernels import conv, group_norm, residual
 from torch import Tensor
 
 import engine
@@ -65,13 +65,15 @@ def ways_to_convolve(shape: Shape, batch: int, device: torch.device) -> dict[str
         torch.randn(channels_out, channels_in, kernel, kernel, **options),
         torch.randn(channels_out, **options),
     )
-    packed, out = conv.pack(weight), torch.empty_like(past)
-    weight = weight.contiguous(memory_format=torch.channels_last)
+    weight, out = weight.contiguous(memory_format=torch.channels_last), torch.empty_like(past)
 
     def ours(tile: conv.Tile) -> Call:
-        return lambda: conv.conv2d(x, packed, kernel, bias, past, out, tile)
+        return lambda: conv.conv2d(x, weight, bias, past, out, tile)
 
-    calls: dict[str, Call] = {"cuDNN": lambda: triton_ops.conv2d(x, weight, bias, kernel // 2, past)}
+    def cudnn() -> None:
+        residual.add_residual(triton_ops._convolve(x, weight, kernel // 2), bias, past)
+
+    calls: dict[str, Call] = {"cuDNN": cudnn}
     return calls | {_name(tile): ours(tile) for tile in conv.TILES}
 
 
@@ -99,8 +101,10 @@ def chosen(shape: Shape, batch: int, device: torch.device) -> str:
         channels, height, width = shape
         once = group_norm.reads_once(batch, channels, min(32, channels // 4), height * width, processors)
         return "one read" if once else "split"
-    tile = conv.tile_for(batch * shape[2] * shape[3], shape[1], processors)
-    return "cuDNN" if tile == conv.TILES[0] else _name(tile)
+    _, channels_out, height, width, kernel = shape
+    rows = batch * height * width
+    ours = kernel == 1 or conv.programs(conv.TILES[0], rows, channels_out) < processors
+    return _name(conv.tile_for(rows, channels_out, processors)) if ours else "cuDNN"
 
 
 def rows_of(

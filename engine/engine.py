@@ -37,6 +37,7 @@ from .preview import Callback
 from .ranges import marked
 from .run import Run, Watch
 from .samplers import AdaptiveSampler, edm
+from .transfer import settle
 from .verify.self_check import Subject, checksum, self_check
 
 _DEFAULT_BATCH = 64
@@ -124,7 +125,7 @@ class Engine:
         self.guidance, self._prepared_guidance = guidance, self._take(guidance)
         self.on_nonfinite = on_nonfinite
         self._source = denoiser  # what a rerun in float32 starts from
-        self._checksum = checksum(self.denoiser)
+        self._checksum = checksum(self.denoiser).cpu()  # which waits for the weights: other streams may use them now
 
     def sample(
         self,
@@ -273,6 +274,7 @@ class Engine:
         if guide not in self._guides:
             prepared = prepare(guide, self.denoiser.dtype, self.device)
             self._finish_preparing(prepared, guide=True)
+            settle(self.device)
             self._guides[guide] = prepared
         return self._guides[guide]
 

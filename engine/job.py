@@ -161,8 +161,24 @@ class Job:
 
     def padded(self, size: int) -> "Job":
         """The job with its last sample again and again, ``size`` samples in all."""
-        count = len(self.positions)
-        return self if count == size else self.take([*range(count), *[count - 1] * (size - count)])
+        more = size - len(self.positions)
+        if more == 0:
+            return self
+
+        def longer(t: Tensor | None, dim: int = 0) -> Tensor | None:
+            # Not by an index, which would have to be sent to the tensor's device.
+            return None if t is None else torch.cat([t, *[t.narrow(dim, t.shape[dim] - 1, 1)] * more], dim)
+
+        return replace(
+            self,
+            positions=self.positions + self.positions[-1:] * more,
+            seeds=None if self.seeds is None else self.seeds + self.seeds[-1:] * more,
+            latents=longer(self.latents),
+            noise=longer(self.noise, 1),
+            labels=longer(self.labels),
+            image=longer(self.image),
+            mask=longer(self.mask),
+        )
 
     def name(self, sample: int) -> str:
         """How to call a sample in a message."""

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .transfer import to_device
+
 Array = Any  # a NumPy array or a torch tensor; `xp` says which
 Device = torch.device | str | int | None
 
@@ -239,7 +241,7 @@ def _normal_cuda(keys: list[int], draws: list[int], dims: list[int], device: tor
     from engine import _native
 
     out = torch.empty((len(keys), *dims), dtype=torch.float32, device=device)
-    key, counter = seed_bits(keys, out.device), seed_bits(draws, out.device)
+    key, counter = (to_device(seed_bits(values, "cpu"), out.device) for values in (keys, draws))
     addresses = key.data_ptr(), counter.data_ptr(), out.data_ptr()
     stream = torch.cuda.current_stream(out.device).cuda_stream
     _native.normal_cuda(*addresses, len(keys), math.prod(dims), out.device.index, stream)
@@ -250,7 +252,8 @@ def _normal_triton(keys: list[int], draws: list[int], dims: list[int], device: t
     from .kernels import philox
 
     out = torch.empty((len(keys), *dims), dtype=torch.float32, device=device)
-    philox.normal(seed_bits(keys, device), seed_bits(draws, device), out)
+    key, counter = (to_device(seed_bits(values, "cpu"), device) for values in (keys, draws))
+    philox.normal(key, counter, out)
     return out
 
 

@@ -70,8 +70,12 @@ def _specialise(network: nn.Module, device: torch.device) -> None:
         if isinstance(module, UNetBlock) and module.num_heads:
             module.sort_qkv()
         # Not weights in half precision: to scale them would round them again.
-        if isinstance(module, UNetBlock) and (module.skip_scale == 1 or module.norm1.weight.dtype == torch.float32):
-            module.fold()
+        if isinstance(module, UNetBlock):
+            exact = module.norm1.weight.dtype in (torch.float32, torch.float64)
+            if module.skip_scale == 1 or exact:
+                module.fold(biases=exact and device.type == "cuda")
+        if isinstance(module, Conv2d) and device.type == "cuda":  # cuDNN copies others, for every call
+            module.replace_weights(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t)
 
 
 def _ops_for(device: torch.device) -> Ops:

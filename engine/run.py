@@ -76,7 +76,9 @@ class Run:
     def inputs(self, job: Job) -> Inputs:
         """All samples of a job as one batch."""
         table, base_row, guided = self._table(job.positions)
-        rows = 1 << (len(self.plan.rows) - 1).bit_length()
+        rows = (
+            1 << len(self.plan.rows).bit_length()
+        )  # one more than there are, at least: a check may read past the last
         labels = None if job.labels is None else to_device(job.labels, self.device)
         return Inputs(
             Layout(

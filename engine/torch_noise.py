@@ -35,16 +35,19 @@ class TorchStream:
         used = sorted({row.draw for row in plan.rows if row.std != 0})
         return cls(label_dim, tuple(used), plan.draws, torch.float32)
 
-    def begin(self, seed: int, shape: tuple[int, ...], device: torch.device) -> tuple[torch.Generator, Tensor, int]:
-        """(generator, latents [C, *spatial], label)."""
+    def begin(
+        self, seed: int, shape: tuple[int, ...], device: torch.device
+    ) -> tuple[torch.Generator, Tensor, Tensor | None]:
+        """(generator, latents [C, *spatial], label [])."""
         generator = torch.Generator(device).manual_seed(seed % 2**32)
         latents = torch.randn(shape, generator=generator, device=device)
-        label = torch.randint(self.label_dim, [], generator=generator, device=device) if self.label_dim else 0
-        return generator, latents, int(label)
+        label = torch.randint(self.label_dim, [], generator=generator, device=device) if self.label_dim else None
+        return generator, latents, label
 
     def labels(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device) -> list[int]:
         """The class that each seed draws for itself."""
-        return [self.begin(seed, shape, device)[2] for seed in seeds]
+        drawn = [self.begin(seed, shape, device)[2] for seed in seeds]
+        return [0 if label is None else int(label) for label in drawn]
 
     def draw(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
         """latents [N, C, *spatial] and eps [count, N, C, *spatial]; noises that are not drawn are zeros."""

@@ -9,8 +9,14 @@ from torch import Tensor
 def to_device(t: Tensor, device: torch.device) -> Tensor:
     """A tensor on ``device``. The host goes on while it is copied: torch keeps the pinned memory until it is."""
     if device.type == "cuda" and t.device.type == "cpu":
-        t = t.pin_memory()
+        t = t.contiguous().pin_memory()  # one image expanded to many has no memory of its own to pin
     return t.to(device, non_blocking=True)
+
+
+def settle(device: torch.device) -> None:
+    """Wait for what is queued on the current stream: other streams may use it from now on. Not for a loop."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ them from L2. Device memory sees x, the weight and past once and out once: 2 (ch
 pixel, where cuDNN and one more launch for bias and sum move 2 (channels_in + 4 channels_out). (Counted, not measured.)
 
 Why not cuDNN's: with a tile of 128 x 128 an image of 32 x 32 pixels and 256 channels is 16 programs for a device's 132
-multiprocessors, and of 16 x 16 pixels 4. `tile_for` picks the largest tile that fills the device. Nothing is split over
+multiprocessors, and of 16 x 16 pixels 4. `tile_for` picks a tile that keeps enough of them busy. Nothing is split over
 K, so the sum over K has one order, whatever the batch.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from .advance import _round_to, _to_float32
 
 Tile = tuple[int, int, int, int, int]  # BM, BN, BK, warps, stages
-# The largest first, of which one is taken that makes a program for each multiprocessor.
+# The largest first.
 TILES: tuple[Tile, ...] = (
     (128, 128, 64, 8, 3),
     (128, 64, 64, 4, 4),
@@ -55,7 +55,7 @@ def _conv_kernel(
         is_channel = channel < channels_in
         at = (row + down * width + right).to(tl.int64) * channels_in
         a = tl.load(x + at[:, None] + channel[None, :], mask=inside[:, None] & is_channel[None, :], other=0.0)
-        of_weight = (tap * channels_in + channel)[:, None] * channels_out + column[None, :]
+        of_weight = column[None, :] * (KERNEL * KERNEL * channels_in) + (tap * channels_in + channel)[:, None]
         b = tl.load(weight + of_weight, mask=is_channel[:, None] & is_column[None, :], other=0.0)
         total = tl.dot(a, b, total)
     if HAS_BIAS:
@@ -67,34 +67,34 @@ def _conv_kernel(
     tl.store(out + to, _round_to(total, out.dtype.element_ty), mask=there)
 
 
+def programs(tile: Tile, rows: int, channels_out: int) -> int:
+    """How many of them there are."""
+    return triton.cdiv(rows, tile[0]) * triton.cdiv(channels_out, tile[1])
+
+
 def tile_for(rows: int, channels_out: int, processors: int) -> Tile:
-    """The largest tile that makes a program for each multiprocessor; the smallest where none does."""
-    for tile in TILES:
-        if triton.cdiv(rows, tile[0]) * triton.cdiv(channels_out, tile[1]) >= processors:
-            return tile
-    return TILES[-1]
+    """The largest tile that keeps a third of the multiprocessors busy; the smallest where none does.
+
+    A third: half the tile means twice the reading, and where the numbers come from L2 that costs more than idle
+    neighbours (estimated; bench/bench_ops.py times every tile).
+    """
+    return next((tile for tile in TILES if 3 * programs(tile, rows, channels_out) >= processors), TILES[-1])
 
 
-def pack(weight: Tensor) -> Tensor:
-    """[channels_out, channels_in, k, k] -> [k * k * channels_in, channels_out], as the kernel reads it."""
-    return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0]).contiguous()
-
-
-def conv2d(
-    x: Tensor, packed: Tensor, kernel: int, bias: Tensor | None, past: Tensor | None, out: Tensor, tile: Tile
-) -> None:
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor | None, out: Tensor, tile: Tile) -> None:
     """One launch; checks nothing (`engine.networks.triton_ops` does).
 
-    x [B, channels_in, H, W], past and out [B, channels_out, H, W] dense in channels_last, packed by `pack`, bias
-    [channels_out], of one half-precision dtype; kernel 1 or 3, padded to the same size. Fewer than 2^31 pixels.
+    x [B, channels_in, H, W], past and out [B, channels_out, H, W] and weight [channels_out, channels_in, k, k] dense in
+    channels_last, bias [channels_out], of one half-precision dtype; k 1 or 3, padded to the same size. Fewer than 2^31
+    pixels.
     """
     batch, channels_in, height, width = x.shape
     rows, channels_out = batch * height * width, out.shape[1]
     bm, bn, bk, warps, stages = tile
     with torch.cuda.device_of(x):
-        _conv_kernel[(triton.cdiv(rows, bm) * triton.cdiv(channels_out, bn),)](
-            x, packed, x if bias is None else bias, x if past is None else past, out,
+        _conv_kernel[(programs(tile, rows, channels_out),)](
+            x, weight, x if bias is None else bias, x if past is None else past, out,
             rows, height, width, channels_in, channels_out,
-            KERNEL=kernel, BM=bm, BN=bn, BK=bk, HAS_BIAS=bias is not None, HAS_PAST=past is not None,
+            KERNEL=weight.shape[2], BM=bm, BN=bn, BK=bk, HAS_BIAS=bias is not None, HAS_PAST=past is not None,
             num_warps=warps, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip

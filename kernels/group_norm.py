@@ -95,9 +95,10 @@ def _slab_kernel(
     keep_scale, GROUPS: tl.constexpr, GROUP: tl.constexpr, PER_GROUP: tl.constexpr, PIXELS: tl.constexpr,
     HAS_BESIDE: tl.constexpr, HAS_ADD: tl.constexpr, HAS_SCALE: tl.constexpr, SILU: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """All pixels of GROUPS groups of a sample: read once, normalised, written."""
-    sample = tl.program_id(0).to(tl.int64)
-    channel, is_channel = _channels(tl.program_id(1), channels, GROUPS, GROUP, PER_GROUP)
+    """All pixels of GROUPS groups of a sample: read once, normalised, written. Neighbours have neighbouring groups,
+    whose channels share sectors of 32 bytes."""
+    sample = tl.program_id(1).to(tl.int64)
+    channel, is_channel = _channels(tl.program_id(0), channels, GROUPS, GROUP, PER_GROUP)
     pixel = tl.arange(0, PIXELS)[:, None]
     inside = (pixel < pixels) & is_channel[None, :]
     others = channels - own
@@ -231,16 +232,23 @@ def _apply_kernel(
         tl.store(keep + at, _round_to(kept * keep_scale, out.dtype.element_ty), mask=inside)
 
 
-def slab_of(channels: int, groups: int, pixels: int) -> tuple[int, int, int]:
-    """A group's width in a tile, how many groups a program has, and how many elements that is, with what is masked."""
-    group = triton.next_power_of_2(channels // groups)
-    slab_groups = max(1, 8 // group) if group * groups == channels else 1
-    return group, slab_groups, triton.next_power_of_2(pixels) * slab_groups * group
+def slab_of(batch: int, channels: int, groups: int, pixels: int, processors: int) -> tuple[int, int, int]:
+    """A group's width in a tile, how many groups a program has, and how many elements that is, with what is masked.
+
+    16 channels, a sector of 32 bytes in half precision, where that fits and leaves a program for each multiprocessor; 8
+    elsewhere, so that at least 16 bytes lie together.
+    """
+    group, rows = triton.next_power_of_2(channels // groups), triton.next_power_of_2(pixels)
+    if group * groups != channels:
+        return group, 1, rows * group
+    wide = 16 * rows <= LARGEST_SLAB and batch * triton.cdiv(channels, 16) >= processors
+    slab_groups = max(1, (16 if wide else 8) // group)
+    return group, slab_groups, rows * slab_groups * group
 
 
 def reads_once(batch: int, channels: int, groups: int, pixels: int, processors: int) -> bool:
     """Whether a norm is computed in one read: its slabs fit, and there are not too few of them."""
-    _, slab_groups, slab = slab_of(channels, groups, pixels)
+    _, slab_groups, slab = slab_of(batch, channels, groups, pixels, processors)
     return slab <= LARGEST_SLAB and 16 * batch * triton.cdiv(groups, slab_groups) >= processors
 
 
@@ -278,7 +286,7 @@ def group_norm(
     batch, own, height, width = x.shape
     channels, pixels = out.shape[1], height * width
     per_group = channels // groups
-    group, slab_groups, slab = slab_of(channels, groups, pixels)
+    group, slab_groups, slab = slab_of(batch, channels, groups, pixels, processors)
     norm = (weight, bias, out, out if keep is None else keep, *(x if t is None else t for t in (add, scale, shift)))
     strides = (0 if add is None else add.stride(0), 0 if scale is None else scale.stride(0))
     there = {"HAS_BESIDE": beside is not None, "HAS_ADD": add is not None}
@@ -286,7 +294,7 @@ def group_norm(
     inputs = (x, x if beside is None else beside)
     with torch.cuda.device_of(x):
         if not taps and reads_once(batch, channels, groups, pixels, processors):
-            _slab_kernel[(batch, triton.cdiv(groups, slab_groups))](
+            _slab_kernel[(triton.cdiv(groups, slab_groups), batch)](
                 *inputs, *norm, pixels, channels, own, *strides, eps, keep_scale,
                 GROUPS=slab_groups, GROUP=group, PER_GROUP=per_group, PIXELS=triton.next_power_of_2(pixels),
                 **there, **done, num_warps=max(1, min(8, slab // 1024)), enable_fp_fusion=True,

@@ -22,7 +22,8 @@ def case(shape, dtype, seed=0):
     x = normal(batch, channels_in, height, width).contiguous(memory_format=torch.channels_last)
     past = normal(batch, channels_out, height, width).contiguous(memory_format=torch.channels_last)
     weight = normal(channels_out, channels_in, kernel, kernel) / (channels_in * kernel**2) ** 0.5
-    return x, weight.to(dtype), normal(channels_out), past
+    weight = weight.to(dtype).contiguous(memory_format=torch.channels_last)
+    return x, weight, normal(channels_out), past
 
 
 def check_against_torch(tried, arguments, device="cpu"):

@@ -69,6 +69,8 @@ def _reason(func: Any, args: Any, result: Any) -> str:
     name = func.name().partition(".")[0]
     if _WAITS & set(func.tags) and not (name in _BY_MASK and not any(_is_mask(t) for t in tensors[1:])):
         return "waits for what the device computes"
+    if name == "aten::lift_fresh" and isinstance(result, Tensor) and result.device.type != "cpu":
+        return "brings data from the host (torch.tensor)"
     kinds = {t.device.type for t in (*tensors, *tree_leaves(result)) if isinstance(t, Tensor)}
     if name in ("aten::_to_copy", "aten::copy_", "aten::copy") and len(kinds) > 1:
         return f"moves data between {' and '.join(sorted(kinds))}"

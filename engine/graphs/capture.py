@@ -3,9 +3,10 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 
@@ -31,14 +32,14 @@ class Capture(Protocol):
     def turn(self) -> AbstractContextManager[None]:
         """Inside, work runs after all that other turns have begun."""
 
+    def lasting(self) -> AbstractContextManager[None]:
+        """Memory allocated inside, in a turn, is given to nobody else before all turns that may use it have ended."""
+
     def warm_up(self, work: Work) -> None:
         """Do the work as a capture would, on whichever stream that takes."""
 
     def capture(self, work: Work) -> Graph:
         """Without doing it. Raises `CaptureError` where that is not to be had."""
-
-    def forget(self) -> None:
-        """All graphs are gone, and with them the memory they shared."""
 
     def budget(self) -> int:
         """Bytes that graphs may take where nobody says how many."""
@@ -53,8 +54,10 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device)
+        # Of high priority: torch hands out 32 streams of each priority in turn, and users' own are of the other.
+        self._stream = torch.cuda.Stream(device, priority=-1)
         self._pool: Any = None
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
         self._last: torch.cuda.Event | None = None
 
     @contextmanager
@@ -68,22 +71,37 @@ class CudaCapture:
         finally:
             self._last = torch.cuda.Event()
             self._last.record(stream)
+            self._stream.wait_event(self._last)  # to which what `lasting` allocated goes back
+
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        """On the side stream, which waits for every turn."""
+        with self._beside():
+            yield
 
     def warm_up(self, work: Work) -> None:
         """On the side stream: what libraries allocate for a stream, they allocate before the capture."""
+        with self._beside():
+            work()
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            work()
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
 
     def capture(self, work: Work) -> Graph:
-        """Calls of other threads may go on meanwhile; this thread waits for the device once."""
+        """Other threads' calls may go on meanwhile, but for random numbers from torch's default CUDA generator, which
+        torch refuses them during a capture; this thread waits for the device once."""
         with _ONE_AT_A_TIME, torch.cuda.device(self.device):
             started, current = time.perf_counter(), torch.cuda.current_stream(self.device)
             torch.cuda.empty_cache()
             free = torch.cuda.mem_get_info(self.device)[0]
-            if self._pool is None:
+            if self._pool is None or not self._graphs:  # torch gives a pool up with its last graph
                 self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             try:
@@ -92,15 +110,24 @@ class CudaCapture:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
+                self._clean_up()
                 raise CaptureError(f"the loop could not be captured in a CUDA graph: {error}") from error
             finally:
                 torch.cuda.set_stream(current)  # torch leaves the side stream current when a capture fails
+            self._graphs.add(graph)
             taken = max(0, free - torch.cuda.mem_get_info(self.device)[0])
             return Graph(graph.replay, taken, time.perf_counter() - started)
 
-    def forget(self) -> None:
-        """The next capture begins a pool of its own."""
-        self._pool = None
+    def _clean_up(self) -> None:
+        """What torch leaves behind when a capture fails: an allocator and a generator that take it for under way."""
+        index, pool, self._pool = torch.cuda.current_device(), self._pool, None
+        for give_up in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            with suppress(AttributeError, RuntimeError):  # of another version, or not begun
+                getattr(torch._C, give_up)(index, pool)
+        with suppress(RuntimeError):  # a capture that succeeds gives the default generator back
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, None, self._stream, capture_error_mode="thread_local"):
+                torch.zeros(1, device=self.device)
 
     def budget(self) -> int:
         """Half of the device's memory."""

@@ -5,7 +5,6 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal, TypeVar
 
 import torch
@@ -62,8 +61,9 @@ class _Work:
             if not self.eager_first:
                 self._capture(capture, check)
             return
+        graph = self._capture(capture, check)
         with marked("replay"):
-            self._capture(capture, check).replay()
+            graph.replay()
 
     def _capture(self, capture: Capture, check: Callable[[], None]) -> Graph:
         if self.graph is None:
@@ -75,24 +75,24 @@ class _Work:
 
 @dataclass
 class _Entry:
-    """A signature's buffers, its works by what tells them apart, and how many batches they drew."""
+    """A signature's buffers, its works by what tells them apart, and how many batches they drew.
+
+    preview: where step graphs leave D for who looks on, float32 like x.
+    """
 
     kind: str
     buffers: Buffers
+    preview: Tensor | None
     works: dict[Hashable, _Work] = field(default_factory=dict)
     batches: int = 0
-
-    @cached_property
-    def preview(self) -> Tensor:
-        """Where step graphs leave D for who looks on; made before the first of them is captured."""
-        return torch.empty_like(self.buffers.state.x, dtype=torch.float32)
 
     def graphs(self) -> Iterator[Graph]:
         return (work.graph for work in self.works.values() if work.graph is not None)
 
     @property
     def nbytes(self) -> int:
-        return self.buffers.nbytes + sum(graph.nbytes for graph in self.graphs())
+        own = self.buffers.nbytes + (0 if self.preview is None else self.preview.nbytes)
+        return own + sum(graph.nbytes for graph in self.graphs())
 
 
 class Captured:
@@ -145,7 +145,6 @@ class Captured:
         """Let go of all graphs and buffers; they are made again when they are needed."""
         with self._lock:
             self._entries.clear()
-            self._capture.forget()
 
     def _kind(self, run: Run, watch: Watch) -> str:
         """Who looks on sees single steps; a loop of many evaluations, too, is drawn step by step."""
@@ -156,7 +155,9 @@ class Captured:
         rows = inputs.guided if kind == "loop" else None  # a loop holds which rows are guided, and how many there are
         key = (kind, rows, run.baked, inputs.signature)
         if key not in self._entries:
-            self._entries[key] = _Entry(kind, Buffers.lasting(inputs))
+            # Not tensors of inference mode, where this call may be: others must be able to write to them.
+            with torch.inference_mode(False), self._capture.lasting():
+                self._entries[key] = _Entry(kind, Buffers.lasting(inputs), _preview(inputs) if kind == "step" else None)
         self._entries.move_to_end(key)
         return self._entries[key]
 
@@ -174,13 +175,12 @@ class Captured:
 
     def _steps(self, entry: _Entry, run: Run, inputs: Inputs, watch: Watch) -> None:
         """BEGIN, then one graph for every evaluation, in which row 0 is whichever row base_row has come to."""
-        state, _ = entry.buffers.state, entry.preview
-        loop.begin(state, run.backend)
+        loop.begin(entry.buffers.state, run.backend)
         for k in range(run.plan.nfe):
             guided, looks = inputs.guided[k + 1], watch.looks_at(k, run.plan.nfe)
             self._do(entry, ("step", guided, looks), _step(entry, run, guided, looks), run, {guided})
             watch.tick(1)
-            if looks:
+            if looks and entry.preview is not None:
                 watch.show(run, k, entry.preview)
 
     def _do(self, entry: _Entry, name: Hashable, work: Work, run: Run, guided: set[bool]) -> None:
@@ -212,6 +212,7 @@ def _step(entry: _Entry, run: Run, guided: bool, looks: bool) -> Work:
     state, network, preview = entry.buffers.state, run.network(entry.buffers), entry.preview
 
     def look(F: Tensor, G: Tensor | None, state: State, k: int) -> None:
+        assert preview is not None
         preview.copy_(denoised(F, G, state, k))
 
     def step() -> None:
@@ -219,6 +220,10 @@ def _step(entry: _Entry, run: Run, guided: bool, looks: bool) -> Work:
         state.base_row.add_(1)
 
     return step
+
+
+def _preview(inputs: Inputs) -> Tensor:
+    return torch.empty(len(inputs.base_row), *inputs.noise.shape, dtype=torch.float32, device=inputs.layout.device)
 
 
 def _networks(run: Run) -> nn.Module:

@@ -112,13 +112,19 @@ class UNetBlock(nn.Module):
         a = ops.attention(*packed.unbind(0)).transpose(2, 3).reshape(batch, channels, height, width)
         return self.join(self.proj, a, past)
 
-    def fold(self) -> None:
-        """Move skip_scale into the weights of the convolutions that are summed: for use, not for training or saving."""
+    def fold(self, biases: bool = False) -> None:
+        """Move skip_scale into the weights of the convolutions that are summed: for use, not for training or saving.
+
+        biases: also the bias of the first of two that are summed into the other's, where adding one is an operation.
+        """
         summed = [self.conv1, *([self.proj] if self.num_heads else [])]
         summed += [self.skip] if self.skip is not None and self.skip.kernel else []
         for conv in summed if self.skip_scale != 1 else []:
             conv.replace_weights(lambda t: t * self.skip_scale)
         self.folded = True
+        if biases and self.skip is not None and self.skip.bias is not None and self.conv1.bias is not None:
+            self.conv1.bias = nn.Parameter((self.conv1.bias + self.skip.bias).detach(), requires_grad=False)
+            self.skip.bias = None
 
     def sort_qkv(self) -> None:
         """Give qkv's channels the order [(q, k, v), head, channel], in which attention reads them where they lie."""

@@ -63,9 +63,9 @@ def conv2d(
     if not suits(x, add):
         return ops.conv2d(x, weight, bias, padding, add)
     require_dtype(x, weight=weight, bias=bias, add=add)
-    tile = own_tile(x, weight, padding) if packed is not None and x.device.type == "cuda" else None
-    if packed is not None and tile is not None:
-        return _convolve_whole(x, weight, bias, add, packed, tile)
+    tile = own_tile(x, weight, padding) if x.device.type == "cuda" else None
+    if tile is not None:
+        return _convolve_whole(x, weight, bias, add, tile)
     y = _convolve(x, weight, padding)
     if bias is not None or add is not None:
         from ..kernels import residual as kernel
@@ -77,9 +77,11 @@ def conv2d(
 def own_tile(x: Tensor, weight: Tensor, padding: int) -> tuple[int, int, int, int, int] | None:
     """With which tile our own kernel computes a convolution; None for those it leaves to cuDNN.
 
-    It takes those that it knows and of which cuDNN is expected to leave multiprocessors idle.
+    It takes those of 1x1 pixels, which are bound by memory, so that bias and sum inside pay, and those of which cuDNN
+    is expected to leave multiprocessors idle.
+
     Expected, not measured yet: its tiles are 128 x 128 mostly, and where these do not make a program for each
-    multiprocessor, smaller ones do better. bench/bench_ops.py times both. Only half precision: its float32 is float32.
+    multiprocessor, ours do better. bench/bench_ops.py times both. Only half precision: our float32 is cuDNN's.
     """
     from ..kernels import conv as kernel
 
@@ -87,8 +89,10 @@ def own_tile(x: Tensor, weight: Tensor, padding: int) -> tuple[int, int, int, in
     known = x.dtype in (torch.float16, torch.bfloat16) and size in ([1, 1], [3, 3]) and padding == size[0] // 2
     whole = channels_in % 16 == 0 and channels_out % 16 == 0  # 16-byte accesses
     rows = x.shape[0] * x.shape[2] * x.shape[3]
-    tile = kernel.tile_for(rows, channels_out, _processors(x.device))
-    return tile if known and whole and tile != kernel.TILES[0] else None
+    whole = whole and weight.is_contiguous(memory_format=torch.channels_last)
+    processors = _processors(x.device)
+    pays = size == [1, 1] or kernel.programs(kernel.TILES[0], rows, channels_out) < processors
+    return kernel.tile_for(rows, channels_out, processors) if known and whole and pays else None
 
 
 def _convolve_whole(
@@ -96,18 +100,14 @@ def _convolve_whole(
     weight: Tensor,
     bias: Tensor | None,
     add: Tensor | None,
-    packed: dict[torch.Size, Tensor],
     tile: tuple[int, int, int, int, int],
 ) -> Tensor:
-    """All in one launch, on a weight packed when it comes first."""
+    """All in one launch."""
     from ..kernels import conv as kernel
 
-    own = packed.get(weight.shape)
-    if own is None:
-        own = packed[weight.shape] = kernel.pack(weight.detach())
     shape = (len(x), len(weight), *x.shape[2:])
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    kernel.conv2d(x, own, weight.shape[2], bias, add, out, tile)
+    kernel.conv2d(x, weight, bias, add, out, tile)
     return out
 
 

@@ -80,13 +80,13 @@ def test_backends_and_dtypes(graph, backend, state_dtype, dtype):
 @pytest.mark.parametrize("graph", ["loop", "step"])
 def test_every_kind_of_noise_and_known_pixels(graph):
     shape = (1, 16, 16)
-    mask = torch.zeros(4, *shape, dtype=torch.bool)
+    mask = torch.zeros(16, 16, dtype=torch.bool)  # one for all, and one image: both are expanded
     mask[..., :5] = True
     captured, eager = make(graph, sampler=CHURNED), make("off", sampler=CHURNED)
     for asked in (
         {"noise": "torch", "seeds": range(4)},
         {"noise": torch.randn(4, 4, *shape), "latents": torch.randn(4, *shape)},
-        {"image": torch.rand(4, *shape), "mask": mask, "seeds": range(4)},
+        {"image": torch.rand(1, *shape).expand(4, *shape), "mask": mask, "seeds": range(4)},
         {"offset_noise": 0.1, "seeds": range(4)},
     ):
         for _ in range(3):
@@ -112,6 +112,8 @@ def test_data_changes_without_a_capture():
     assert loop.seconds > 0
 
 
+# What torch says of the mode itself.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("graph", ["off", "loop", "step"])
 def test_no_host_synchronisation_between_the_first_launch_and_the_last(graph):
     prepared = make(graph, sampler=CHURNED, guidance=ClassifierFree(2.0))
@@ -214,6 +216,7 @@ REFUSED = {
     "_local_scalar_dense": lambda x: x * x.abs().max().item(),
     "nonzero": lambda x: x * len(torch.nonzero(x)),
     "_to_copy": lambda x: x * torch.ones(3).to(x.device).sum(),
+    "lift_fresh": lambda x: x * torch.tensor([0.5], device=x.device),
     "aten::index": lambda x: x + x[x > 0].sum(),
 }
 
@@ -240,12 +243,29 @@ def test_a_capture_that_fails_all_the_same_is_told_and_leaves_the_stream():
     """What the watch before the capture does not know: a call into CUDA that is no operation of torch."""
     denoiser = Denoiser(Doing(lambda x: (torch.cuda.synchronize(), x)[1]), EDM(), img_shape=(3, 8, 8))
     stream = torch.cuda.current_stream()
-    with pytest.raises(engine.CaptureError, match="could not be captured"):
-        make("loop", torch.float32, denoiser).sample(seeds=range(4))
+    refused = make("loop", torch.float32, denoiser)
+    for _ in range(2):
+        with pytest.raises(engine.CaptureError, match="could not be captured"):
+            refused.sample(seeds=range(4))
     assert torch.cuda.current_stream() == stream
     torch.cuda.synchronize()
+    torch.randn(3, device="cuda")  # the default generator is no longer of a capture
+    lenient = make("auto", torch.float32, denoiser)
+    expected = make("off", torch.float32, denoiser).sample(seeds=range(4))
+    lenient.sample(seeds=range(4))
+    with pytest.warns(RuntimeWarning, match="runs without graphs"):
+        lenient.sample(seeds=range(4))
+    before = torch.cuda.memory_allocated()
+    for _ in range(20):
+        assert torch.equal(lenient.sample(seeds=range(4)), expected)
+    assert torch.cuda.memory_allocated() <= before + (1 << 20)  # nothing is deferred for ever
+    after = make("loop", torch.float32)
+    for _ in range(2):
+        after.sample(seeds=range(4), class_labels=1)
+    assert after.captures[0].graphs == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile's own imports
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_plain_torch_module(compiled):
     network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 3, 3, padding=1))

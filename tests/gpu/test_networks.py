@@ -41,7 +41,7 @@ def test_group_norm_resampled(dtype, up, taps, shape):
 @pytest.mark.parametrize("shape", [*conv_cases.SHAPES, (1, 256, 256, 32, 32, 3), (2, 512, 256, 16, 16, 3)], ids=str)
 def test_our_own_convolution(tile, dtype, shape):
     def tried(x, weight, bias, past):
-        return triton_ops._convolve_whole(x, weight, bias, past, {}, tile)
+        return triton_ops._convolve_whole(x, weight, bias, past, tile)
 
     x, weight, bias, past = conv_cases.case(shape, dtype)
     for arguments in ((x, weight, bias, past), (x, weight, None, None)):

@@ -91,7 +91,7 @@ def test_a_convolution_with_all_that_follows(tile, shape):
     def tried(x, weight, bias, past):
         out = torch.full((len(x), len(weight), *x.shape[2:]), torch.nan, dtype=x.dtype)
         out = out.contiguous(memory_format=torch.channels_last)
-        conv.conv2d(x, conv.pack(weight), weight.shape[2], bias, past, out, tile)
+        conv.conv2d(x, weight, bias, past, out, tile)
         return out
 
     x, weight, bias, past = conv_cases.case(shape, torch.float16)

@@ -8,7 +8,7 @@ import torch
 
 from engine.graphs import CaptureError
 from engine.graphs.capture import CudaCapture
-from engine.transfer import CopyOut
+from engine.transfer import CopyOut, to_device
 
 CUDA = torch.device("cuda", 0)
 
@@ -39,10 +39,10 @@ class Event:
 @pytest.fixture
 def log(monkeypatch):
     """torch.cuda, as far as the engine uses it; ``log.current`` is the current stream."""
-    found = SimpleNamespace(lines=[], free=1000, pools=0, fails=None, leaves_stream=False)
+    found = SimpleNamespace(lines=[], free=1000, pools=0, fails=None)
     found.current = found.main = Stream(found.lines, "main")
 
-    def new_stream(device):
+    def new_stream(device, priority=0):
         return Stream(found.lines, "side")
 
     @contextmanager
@@ -59,8 +59,9 @@ def log(monkeypatch):
         found.lines.append(f"capture on {stream.name} in {pool}")
         before, found.current = found.current, stream
         yield
-        if found.fails is not None:  # as torch does: the error comes on leaving, and the stream stays
-            raise found.fails
+        fails, found.fails = found.fails, None
+        if fails is not None:  # as torch does: the error comes on leaving, and the stream stays
+            raise fails
         found.free -= 300
         found.current = before
 
@@ -68,14 +69,23 @@ def log(monkeypatch):
         found.pools += 1
         return f"pool {found.pools}"
 
-    made = SimpleNamespace(replay=lambda: found.lines.append("replay"))
+    class Graph:
+        def replay(self):
+            found.lines.append("replay")
+
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        clean = lambda index, pool, name=name: found.lines.append(f"{name} {index} {pool}")  # noqa: E731
+        monkeypatch.setattr(torch._C, name, clean, raising=False)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *of, device: zeros(*of))
     for name, fake in {
         "Stream": new_stream,
         "Event": lambda: Event(found.lines),
         "stream": on_stream,
         "graph": graph,
         "graph_pool_handle": pool,
-        "CUDAGraph": lambda: made,
+        "CUDAGraph": Graph,
+        "current_device": lambda: 0,
         "current_stream": lambda device=None: found.current,
         "set_stream": lambda stream: setattr(found, "current", stream),
         "device": lambda device: nullcontext(),
@@ -94,42 +104,65 @@ def test_turns_follow_each_other_on_any_stream(log):
     log.current = Stream(log.lines, "other")
     with capture.turn():
         log.lines.append("work")
-    assert log.lines == ["work", "event of main", "other waits for event of main", "work", "event of other"]
+    assert log.lines == [
+        "work",
+        "event of main",
+        "side waits for event of main",
+        "other waits for event of main",
+        "work",
+        "event of other",
+        "side waits for event of other",
+    ]
 
 
 def test_a_turn_that_failed_is_waited_for_too(log):
     capture = CudaCapture(CUDA)
     with pytest.raises(KeyError), capture.turn():
         raise KeyError
-    assert log.lines == ["event of main"]
+    assert log.lines == ["event of main", "side waits for event of main"]
 
 
 def test_warming_up_is_between_what_is_before_and_after(log):
     CudaCapture(CUDA).warm_up(lambda: log.lines.append(f"work on {log.current.name}"))
     assert log.lines == ["side waits for main", "work on side", "main waits for side"]
+    log.lines.clear()
+    with pytest.raises(KeyError), CudaCapture(CUDA).lasting():
+        raise KeyError
+    assert log.lines == ["side waits for main", "main waits for side"]
 
 
-def test_captures_share_a_pool_until_all_are_forgotten(log):
+def test_captures_share_a_pool_while_one_of_them_lives(log):
     capture = CudaCapture(CUDA)
     graphs = [capture.capture(lambda: log.lines.append("work")) for _ in range(2)]
-    capture.forget()
-    capture.capture(lambda: None)
-    captured = [line for line in log.lines if line.startswith("capture")]
-    assert captured == ["capture on side in pool 1", "capture on side in pool 1", "capture on side in pool 2"]
-    assert [graph.nbytes for graph in graphs] == [300, 300]
-    assert all(graph.seconds > 0 for graph in graphs)
+    graphs.pop(0)
+    graphs.append(capture.capture(lambda: None))
     graphs[0].replay()
     assert log.lines[-1] == "replay"
+    assert [graph.nbytes for graph in graphs] == [300, 300]
+    assert all(graph.seconds > 0 for graph in graphs)
+    graphs.clear()
+    capture.capture(lambda: None)
+    captured = [line for line in log.lines if line.startswith("capture")]
+    assert captured == [f"capture on side in pool {n}" for n in (1, 1, 1, 2)]
     assert capture.budget() == 2000
 
 
-def test_a_capture_that_fails_leaves_the_stream_as_it_was(log):
+def test_a_capture_that_fails_leaves_stream_allocator_and_generator_as_they_were(log):
+    capture = CudaCapture(CUDA)
     log.fails = RuntimeError("CUDA error: operation not permitted when stream is capturing")
     with pytest.raises(
         CaptureError, match="could not be captured in a CUDA graph: CUDA error: operation not permitted"
     ):
-        CudaCapture(CUDA).capture(lambda: None)
+        capture.capture(lambda: None)
     assert log.current is log.main
+    assert log.lines == [
+        "capture on side in pool 1",
+        "_cuda_endAllocateToPool 0 pool 1",
+        "_cuda_releasePool 0 pool 1",
+        "capture on side in None",
+    ]
+    capture.capture(lambda: None)
+    assert log.lines[-1] == "capture on side in pool 2"
 
 
 def test_too_little_memory_is_told_as_such(log):
@@ -149,3 +182,18 @@ def test_copying_out_waits_for_the_current_stream_only(monkeypatch, log):
     assert kept == ["side"]
     assert arriving.wait().tolist() == [0, 1, 2, 3]
     assert log.lines[-1] == "host waits for event of side"
+
+
+def test_what_is_sent_has_memory_of_its_own(monkeypatch):
+    """Torch cannot pin one image that stands for many."""
+
+    def pin(t):
+        assert t.is_contiguous()
+        return t
+
+    sent = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, device, non_blocking: sent.append((t, device, non_blocking)))
+    to_device(torch.zeros(1, 3).expand(4, 3), CUDA)
+    ((t, device, non_blocking),) = sent
+    assert (t.shape, device, non_blocking) == ((4, 3), CUDA, True)

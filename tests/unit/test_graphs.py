@@ -120,11 +120,31 @@ def test_sigmas_churn_weights_and_labels_are_data(replay):  # noqa: F811
 
 def test_a_step_graph_serves_any_number_of_evaluations(replay):  # noqa: F811
     prepared = of("step")
-    for steps in (3, 4, 2):
+    for steps in (3, 2, 8):
         sampler = engine.samplers.edm(steps)
         same(prepared, options={"sampler": sampler}, seeds=range(4), sampler=sampler)
-    assert len(prepared.captures) == 2  # tables of up to 8 rows, and of up to 4
+    assert len(prepared.captures) == 2  # tables of up to 7 rows, and of up to 31
     assert all(each.graphs == 1 for each in prepared.captures)
+
+
+@pytest.mark.parametrize("graph", ["loop", "step"])
+def test_a_check_after_the_last_row_reads_within_the_table(replay, graph):  # noqa: F811
+    """Who looks at the last evaluation only has a step graph of its own, checked when it has been run there."""
+    guidance = ClassifierGuidance(0.5, gradient=lambda x, sigma, labels: -x / (1 + sigma.reshape(-1, 1, 1, 1)))
+    for steps in (1, 2, 4, 8):  # tables of 2, 4, 8 and 16 rows
+        options = {"guidance": guidance, "sampler": engine.samplers.edm(steps), "batch_size": 1}
+        drawn = of(graph, **options).sample(seeds=[1], callback=lambda progress: None, callback_every=99)
+        assert torch.equal(drawn, of(**options).sample(seeds=[1]))
+
+
+@pytest.mark.parametrize("graph", MODES)
+def test_calls_in_and_out_of_inference_mode(replay, graph):  # noqa: F811
+    prepared, expected = of(graph), of().sample(seeds=range(4))
+    for _ in range(2):
+        with torch.inference_mode():
+            assert torch.equal(prepared.sample(seeds=range(4)), expected)
+        assert torch.equal(prepared.sample(seeds=range(4), callback=lambda progress: None), expected)
+        assert torch.equal(prepared.sample(seeds=range(4)), expected)
 
 
 def test_auto_captures_what_comes_twice(replay):  # noqa: F811

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import engine
+from engine.networks.block import BlockStyle, UNetBlock
+from engine.networks.layers import Init
 from engine.preconditioning import EDM
 from engine.prepare import _warn_of_tf32
 from tests.helpers import small_unet, wavy
@@ -47,3 +49,20 @@ def test_what_an_engine_has_prepared_is_not_prepared_again():
     prepared = engine.Engine(small_unet()).denoiser
     with pytest.raises(ValueError, match="one that an engine has prepared; allowed: the denoiser it was made of"):
         engine.Engine(prepared)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("up", [False, True])
+def test_folded_blocks_compute_the_same(biases, up):
+    """In float64: what is moved into weights, and with ``biases`` from one bias into another, changes nothing."""
+    torch.manual_seed(0)
+    style = BlockStyle(8, 0.0, Init(), Init(), Init(), skip_scale=0.5**0.5, resample_proj=True, adaptive_scale=False)
+    block = UNetBlock(8, 16, style, up=up, attention=True).double().eval()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    x, emb = torch.randn(2, 8, 4, 4, dtype=torch.float64), torch.randn(2, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = block(x, emb)
+        block.fold(biases=biases)
+        torch.testing.assert_close(block(x, emb), expected, rtol=1e-12, atol=1e-12)
+    assert (block.skip.bias is None) == biases

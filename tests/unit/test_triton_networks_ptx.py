@@ -61,7 +61,7 @@ def test_one_read(made, tmp_path, shape, dtype, given, sm):
     arguments, each = case(shape, dtype)
     (launch,) = made(1, arguments, {name: each[name] for name in given}).values()
     assert check(group_norm._slab_kernel, launch, sm, tmp_path) <= 255
-    assert launch.grid[0] == 4
+    assert launch.grid[1] == 4
 
 
 def test_one_read_of_narrow_groups(made, tmp_path):
@@ -123,7 +123,7 @@ def test_the_end_of_a_residual_block(monkeypatch, tmp_path, dtype, sm):
 def test_convolutions(monkeypatch, tmp_path, tile, sm):
     """Every tile on the matrix units of its architecture, fed by copies of 16 bytes that run ahead."""
     x, weight, bias, past = conv_cases.case((2, 256, 128, 16, 16, 3), BF16)
-    arguments = (x, conv.pack(weight), 3, bias, past, torch.empty_like(past), tile)
+    arguments = (x, weight, bias, past, torch.empty_like(past), tile)
     (launch,) = launches(monkeypatch, [conv], lambda: conv.conv2d(*arguments)).values()
     narrow = tile[0] * tile[1] < 32 * 32  # 4 outputs a thread
     assert check(conv._conv_kernel, launch, sm, tmp_path, vectors=not narrow) <= 255
@@ -135,8 +135,9 @@ def test_convolutions(monkeypatch, tmp_path, tile, sm):
 
 
 def test_the_largest_tile_that_fills_the_device_is_taken():
-    sizes = {batch: conv.tile_for(batch * 1024, 256, 132)[:2] for batch in (1, 2, 4, 8, 16, 64)}
-    assert sizes == {1: (32, 32), 2: (64, 32), 4: (64, 64), 8: (128, 64), 16: (128, 128), 64: (128, 128)}
+    sizes = {batch: conv.tile_for(batch * 1024, 256, 132)[:2] for batch in (1, 2, 3, 64)}
+    assert sizes == {1: (64, 64), 2: (128, 64), 3: (128, 128), 64: (128, 128)}
+    assert conv.tile_for(256, 256, 132)[:2] == (32, 32)
     assert conv.tile_for(64, 256, 132) == conv.TILES[-1]
 
 
@@ -148,9 +149,11 @@ def test_who_convolves(monkeypatch):
         x, weight, _, _ = conv_cases.case(shape, dtype)
         return triton_ops.own_tile(x, weight, shape[-1] // 2 if padding is None else padding)
 
-    assert ours((1, 256, 256, 32, 32, 3))[:2] == (32, 32)
+    assert ours((1, 256, 256, 32, 32, 3))[:2] == (64, 64)
+    assert ours((8, 256, 256, 32, 32, 3)) == conv.TILES[0]
     assert ours((1, 256, 256, 8, 8, 1), F16) == conv.TILES[-1]
-    assert not ours((16, 32, 256, 32, 32, 3))
+    assert ours((64, 32, 768, 16, 16, 1)) == conv.TILES[0]
+    assert not ours((9, 32, 256, 32, 32, 3))
     assert not ours((1, 256, 256, 32, 32, 3), F32)
     assert not ours((1, 3, 128, 32, 32, 3))
     assert not ours((1, 128, 3, 32, 32, 3))
