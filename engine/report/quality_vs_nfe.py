@@ -45,7 +45,7 @@ def points(budget: Budget) -> Iterator[Point]:
 
 
 def draw(measurements: Measurements) -> Drawn:
-    figure = new_figure(9, 6)
+    figure = new_figure(11, 5.5)
     axes = figure.subplots()
     for index, curve in enumerate([*CURVES, BLACK_BOX]):
         found = measurements.where(curve=curve)
@@ -57,7 +57,7 @@ def draw(measurements: Measurements) -> Drawn:
     axes.set(yscale="log", title=f"Quality against NFE, {measurements.budget['model']}")
     nfe_axis(axes, NFE)
     distance_axis(axes, measurements.budget["images"])
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")  # the curves leave no room inside
     shown = "Frechet distance against evaluations an image, with 95% intervals over seeds; lower is better"
     return Drawn((_finding(measurements),), (("quality-vs-nfe", shown, figure),))
 
