@@ -11,6 +11,7 @@ list: the command line, the documentation's table and the tests over all backend
 """
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -57,7 +58,14 @@ class TableSampler(Sampler):
         sigmas = self.levels.sigmas(preconditioning).tolist()
         require("discretization", self.levels.discretization, self.zero_snr or sigmas[0] < math.inf,
                 f"finite sigma; {self.generate.__name__} has no form at zero terminal SNR")  # fmt: skip
-        rows = [Row(Op.BEGIN, begin_scale=sigmas[0]), *self._rows([min(sigma, _HUGE) for sigma in sigmas])]
+        try:
+            rows = [Row(Op.BEGIN, begin_scale=sigmas[0]), *self._rows([min(sigma, _HUGE) for sigma in sigmas])]
+        except ZeroDivisionError:
+            twice = next((here for here, there in itertools.pairwise(sigmas) if here == there), None)
+            if twice is None:
+                raise
+            same = f"fewer for {self.generate.__name__}: two noise levels round to {twice:.6g}, the nearest there is"
+            raise ValueError(f"steps is {self.steps}; allowed: {same}") from None
         return _scale(rows) if self.scaled else rows
 
     def _rows(self, sigmas: Sequence[float]) -> Iterator[Row]:

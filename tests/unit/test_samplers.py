@@ -276,3 +276,12 @@ def test_the_table_in_the_documentation_is_the_list():
     from engine.cli.samplers import markdown_table
 
     assert markdown_table() in (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "lms", "dpmpp_2m_sde"])
+def test_levels_that_round_to_one_are_named(name):
+    """Multistep methods divide by the step from one level to the next."""
+    message = r"steps is 20; allowed: fewer for \w+: two noise levels round to 64\.1611, the nearest there is"
+    with pytest.raises(ValueError, match=message):
+        Plan(REGISTRY[name].make(steps=20), IDDPM(M=100))
+    assert Plan(REGISTRY[name].make(steps=9), IDDPM(M=100)).nfe == 9
