@@ -1,6 +1,7 @@
 """CUDA graphs of whole loops: a replay equals the eager loop equals the reference around the same network, to the bit.
 
-What needs no device (which calls are captured, when, what is evicted) is tested in tests/unit/test_graphs.py and test_captures.py.
+What needs no device (which calls are captured, when, what is evicted) is tested in tests/unit/test_graphs.py and
+test_captures.py beside it.
 """
 
 import threading
