@@ -1,4 +1,4 @@
-"""What was promised of one H200-class GPU, and whether the figures measured keep it."""
+"""What this project aims for on one H200-class GPU, and whether the figures measured reach it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

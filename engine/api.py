@@ -1,4 +1,4 @@
-"""``sample`` and ``invert``: the engine in one call."""
+"""``sample``, ``stream`` and ``invert``: the engine in one call."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypedDict, Unpack
@@ -68,7 +68,8 @@ def sample(
     broadcast to the image's shape: inpaint where it is false, keep the image where it is true (every evaluation's D is
     then known there, as float32). offset_noise: standard deviation of noise added to whole channels of the latents.
     progress: a bar over evaluations on stderr. callback: called with an `engine.Progress` after every callback_every
-    evaluations of a batch and after its last; to stop early, raise an exception of your own. The other arguments are
+    evaluations of a batch and after its last; to stop early, raise an exception of your own. It must not draw with the
+    engine that calls it, nor wait for a thread that does. The other arguments are
     those of `Engine`, which is the better choice for repeated calls. May be called from several threads at once, as
     `Engine` says.
 

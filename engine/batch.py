@@ -11,7 +11,7 @@ from .transfer import to_device
 
 
 @dataclass(frozen=True)
-class Layout:
+class Spec:
     """What buffers depend on beside their inputs' shapes.
 
     slots: state-sized ones beside x; copies: of the network input; rescales: whether guidance does.
@@ -36,7 +36,7 @@ class Inputs:
     whether any sample's evaluation is guided.
     """
 
-    layout: Layout
+    spec: Spec
     table: Tensor
     room: int
     base_row: Tensor
@@ -49,7 +49,7 @@ class Inputs:
     def signature(self) -> Hashable:
         """What a captured loop takes for granted: where data lies, how much and of what dtype."""
         tensors = (self.base_row, self.noise.seeds, self.noise.latents, self.noise.eps, self.labels, self.known)
-        return (self.layout, self.room, *(None if t is None else (tuple(t.shape), t.dtype) for t in tensors))
+        return (self.spec, self.room, *(None if t is None else (tuple(t.shape), t.dtype) for t in tensors))
 
 
 @dataclass
@@ -62,13 +62,13 @@ class Buffers:
     @classmethod
     def of(cls, inputs: Inputs) -> "Buffers":
         """For this batch alone: its inputs themselves, where they need not be copied."""
-        device = inputs.layout.device
+        device = inputs.spec.device
         return cls._allocate(inputs, to_device(inputs.table, device), to_device(inputs.base_row, device), inputs.noise)
 
     @classmethod
     def lasting(cls, inputs: Inputs) -> "Buffers":
         """For all batches of this signature, one after the other; `load` fills them."""
-        device, noise = inputs.layout.device, inputs.noise
+        device, noise = inputs.spec.device, inputs.noise
         table = torch.zeros(inputs.room, inputs.table.shape[1], dtype=torch.float64, device=device)
         base_row = torch.zeros(inputs.base_row.shape, dtype=torch.int64, device=device)
         made = cls._allocate(
@@ -80,24 +80,24 @@ class Buffers:
 
     @classmethod
     def _allocate(cls, inputs: Inputs, table: Tensor, base_row: Tensor, noise: Noise) -> "Buffers":
-        layout = inputs.layout
+        spec = inputs.spec
         state = State.allocate(
             table,
-            layout.slots,
+            spec.slots,
             noise,
             base_row,
-            state_dtype=layout.state_dtype,
-            net_dtype=layout.net_dtype,
-            net_channels=layout.net_channels,
-            copies=layout.copies,
-            rescales=layout.rescales,
+            state_dtype=spec.state_dtype,
+            net_dtype=spec.net_dtype,
+            net_channels=spec.net_channels,
+            copies=spec.copies,
+            rescales=spec.rescales,
             known=inputs.known,
         )
         return cls(state, inputs.labels)
 
     def load(self, inputs: Inputs) -> None:
         """Another batch's inputs, copied in place without waiting for the device; slots and bad_row begin anew."""
-        state, device = self.state, inputs.layout.device
+        state, device = self.state, inputs.spec.device
         state.table[: len(inputs.table)].copy_(to_device(inputs.table, device))
         state.base_row.copy_(to_device(inputs.base_row, device))
         pairs = [(self.labels, inputs.labels), (state.known, inputs.known)]

@@ -1,12 +1,11 @@
 """Networks whose result for a sample has the same bits in every batch: those it has alone."""
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 
 from .denoiser import Denoiser, network_dtype
 from .probe import network_inputs, sigmas_of
+from .warn import warn_caller
 
 
 class BatchInvariant(nn.Module):
@@ -49,10 +48,10 @@ def make_batch_invariant(denoiser: Denoiser, batch_size: int) -> None:
         good = tuple(n for n in sizes if _agrees(denoiser.model(*(t[:n] for t in inputs)), alone, n))
     if len(good) < len(sizes):
         others = ", ".join(str(n) for n in sizes if n not in good)
-        warnings.warn(
+        warn_caller(
             f"batch_invariant: batches of {others} give other bits than a sample alone on {inputs[0].device}; "
             f"evaluating {max(good, default=1)} at a time",
-            stacklevel=3,
+            UserWarning,
         )
     denoiser.model = BatchInvariant(denoiser.model, good)
 

@@ -31,7 +31,8 @@ from .options import (
     require_output_dtype,
     require_sampler,
 )
-from .plan import Plan, Sampler
+from .plan import Sampler
+from .plan_cache import PlanCache
 from .prepare import compile_network, device_of, find_device, is_ours, prepare
 from .preview import Callback
 from .ranges import marked
@@ -41,7 +42,6 @@ from .transfer import settle
 from .verify.self_check import Subject, checksum, self_check
 
 _DEFAULT_BATCH = 64
-_PLANS = 16
 Batches = Iterator[tuple[tuple[int, ...], Tensor]]
 
 
@@ -60,17 +60,19 @@ class Engine:
     dtype: the network's dtype; None keeps the denoiser's own.
     state_dtype: the solver's, float64 or float32. output_dtype: of the images returned.
     backend: "auto" or a name from `engine.backends`. device: None keeps the denoiser's own.
-    batch_size: samples evaluated together at most; None means 64, "auto" the largest power of two that the device's
-    memory holds, by measurement. Where a batch does not fit after all, smaller ones are drawn, and a warning says so.
+    batch_size: samples evaluated together at most; None means 64, "auto" the largest power of two that a GPU's memory
+    holds, by measurement (64 on a CPU). Where a batch does not fit a GPU after all, smaller ones are drawn, and a
+    warning says so.
     batch_invariant: promise each image the bits it would have in a batch of its own, whatever else is drawn with it.
     Our networks' operations on a CPU give these bits at no cost. Where a trial on this machine finds that a batch size
     gives others (CUDA's convolutions do, other modules may), smaller batches are evaluated, and a warning says so.
-    buckets: sizes to which smaller batches are padded, the padding being drawn and dropped; None for powers of two on a
-    GPU and no padding on a CPU.
+    buckets: sizes to which smaller batches are padded, the padding being drawn and dropped; () for no padding, None for
+    powers of two on a GPU and no padding on a CPU.
     graph: "loop" captures all evaluations and fused steps of a batch in one CUDA graph; "step" one evaluation and its
     step, replayed for each, which takes the same memory for any number of them; "off" neither. "auto" is "loop" up to
-    128 evaluations and "step" beyond, from a batch size's second batch on, where there is a GPU; a network that cannot
-    be captured then runs without, and a warning names the operation to blame. Results are the same bits.
+    128 evaluations and "step" beyond and for callbacks, from a batch size's second batch (or step) on, where there is a
+    GPU; a network that cannot be captured then runs without, and a warning names the operation to blame. Results are
+    the same bits.
     graph_memory: bytes of buffers and graphs to keep at most, those used last; None for half of the device's memory.
     compile: also run the network through torch.compile, for modules that are not of this package: its own have their
     operations fused already, and refuse.
@@ -114,14 +116,15 @@ class Engine:
         self.state_dtype, self.output_dtype, self.graph = state_dtype, output_dtype, graph
         self.batch_invariant, self.compile = batch_invariant, compile
         self.denoiser = prepare(denoiser, dtype or denoiser.dtype, self.device)
-        fitting = fitting_batch(self.denoiser, self.device) if batch_size == "auto" else batch_size
+        copies = guidance.copies if isinstance(guidance, Guidance) else 1
+        fitting = fitting_batch(self.denoiser, self.device, copies) if batch_size == "auto" else batch_size
         self.batch_size = fitting or _DEFAULT_BATCH
         self._launcher = Launcher(
             self.device, self.batch_size, buckets_of(buckets, self.batch_size, self.device), captured
         )
         self._finish_preparing(self.denoiser)
         self._guides: WeakKeyDictionary[Denoiser, Denoiser] = WeakKeyDictionary()
-        self._plans: dict[Sampler, Plan] = {}
+        self._plans = PlanCache(self.denoiser.preconditioning)
         self.guidance, self._prepared_guidance = guidance, self._take(guidance)
         self.on_nonfinite = on_nonfinite
         self._source = denoiser  # what a rerun in float32 starts from
@@ -173,7 +176,7 @@ class Engine:
         """
         run, job = self._check(sampler, guidance, asked)
         watch = self._watch(run, callback, callback_every)
-        return self._stream(run, job, watch, progress, batches, self._floats, to_host=False)
+        return self._stream(run, job, watch, progress, self._numbers(job, batches), self._floats, to_host=False)
 
     def stream_uint8(
         self,
@@ -189,7 +192,8 @@ class Engine:
         On a GPU they are copied on a stream of their own while the next batch is drawn.
         """
         run, job = self._check(sampler, guidance, asked)
-        return self._stream(run, job, Watch(), progress, batches, lambda x: to_uint8(self._floats(x)), to_host=True)
+        numbers = self._numbers(job, batches)
+        return self._stream(run, job, Watch(), progress, numbers, lambda x: to_uint8(self._floats(x)), to_host=True)
 
     def labels(self, **asked: Unpack[Asked]) -> Tensor | None:
         """The labels [N, label_dim] that `sample` would use, those that seeds draw included; None without classes.
@@ -223,37 +227,28 @@ class Engine:
         self, sampler: Sampler | AdaptiveSampler | None, guidance: Guidance | EllipsisType | None, asked: Asked
     ) -> tuple[Run, Job]:
         """What one call asks for, and how it is carried out."""
+        for name in asked:
+            if name not in Asked.__annotations__:
+                raise TypeError(f"sample() got an unexpected keyword argument {name!r}")
         sampler = self.sampler if sampler is None else sampler
         given = self.guidance if guidance is ... else guidance
         require_sampler(sampler, given, self.graph)
         prepared = self._prepared_guidance if guidance is ... else self._take(given)
         adaptive = sampler if isinstance(sampler, AdaptiveSampler) else None
         with marked("plan"):
-            plan = self._plan(sampler.ends if isinstance(sampler, AdaptiveSampler) else sampler)
+            plan = self._plans(sampler.ends if isinstance(sampler, AdaptiveSampler) else sampler)
             job = Job.check(self.denoiser, plan, self.device, given.label_dim if given else 0, **asked)
             plans, weights = prepared.plans(plan, len(job.positions)) if prepared else ({}, [])
         own = (self.denoiser, self.device, self.backend, self.state_dtype)
         return Run(*own, plan, plans, weights, prepared, given, adaptive), job
 
-    def _plan(self, sampler: Sampler) -> Plan:
-        """The sampler's, made once for each of those used last: it takes as long as an evaluation or two."""
-        try:
-            plan = self._plans.pop(sampler, None)
-        except TypeError:  # a user's own, that is not hashable
-            return Plan(sampler, self.denoiser.preconditioning)
-        plan = Plan(sampler, self.denoiser.preconditioning) if plan is None else plan
-        self._plans[sampler] = plan
-        while len(self._plans) > _PLANS:
-            self._plans.pop(next(iter(self._plans)), None)
-        return plan
-
     def _watch(self, run: Run, callback: Callback | None, every: int) -> Watch:
+        if not (type(every) is int and every >= 1):
+            raise ValueError(f"callback_every is {every!r}; allowed: an integer from 1")
         if callback is None:
             return Watch()
         if not callable(callback):
             raise ValueError(f"callback is {callback!r}; allowed: a function of an engine.Progress, or None")
-        if not (type(every) is int and every >= 1):
-            raise ValueError(f"callback_every is {every!r}; allowed: an integer from 1")
         if run.adaptive:
             raise ValueError(f"callback is given; allowed: None, with the adaptive {run.adaptive}")
         return Watch(callback=callback, every=every)
@@ -284,6 +279,17 @@ class Engine:
         if self.batch_invariant:
             make_batch_invariant(prepared, self.batch_size)
 
+    def _numbers(self, job: Job, batches: Iterable[int] | None) -> Iterable[int]:
+        """Of the batches to draw. Raises ValueError for a list with a number that no batch has, or what is no list."""
+        every = math.ceil(len(job.positions) / self.batch_size)
+        if not (batches is None or isinstance(batches, Iterable)):
+            raise ValueError(f"batches is {batches!r}; allowed: numbers of batches, 0 to {every - 1}, or None")
+        listed: Iterable[object] = batches if isinstance(batches, Sized) else ()
+        for number in listed:
+            if not (isinstance(number, int) and 0 <= number < every):
+                raise ValueError(f"batches contains {number!r}; allowed: 0 to {every - 1}")
+        return range(every) if batches is None else batches
+
     def _floats(self, x: Tensor) -> Tensor:
         """The images of a final state, which the next batch may overwrite."""
         return x.to(self.output_dtype, copy=True)
@@ -294,20 +300,25 @@ class Engine:
         job: Job,
         watch: Watch,
         progress: bool,
-        batches: Iterable[int] | None,
+        batches: Iterable[int],
         finish: Finish,
         to_host: bool,
     ) -> Batches:
-        batches = range(math.ceil(len(job.positions) / self.batch_size)) if batches is None else batches
         total = len(batches) * run.plan.nfe if isinstance(batches, Sized) and not run.adaptive else None
         ahead = 0 if watch.callback else self._launcher.ahead
         under_way: deque[Launched] = deque()
         with tqdm(total=total, unit="eval", desc="sampling", disable=not progress) as bar:
             watch = replace(watch, tick=bar.update)
             for number in batches:
-                batch = job.batch(number, self.batch_size)
-                with torch.no_grad():
-                    under_way.append(self._launcher.launch(run, batch, watch, finish, to_host))
+                try:
+                    # Images are no tensors of inference mode, where this step may be: mending may write to them later.
+                    with torch.inference_mode(False), torch.no_grad():
+                        batch = job.batch(number, self.batch_size)
+                        under_way.append(self._launcher.launch(run, batch, watch, finish, to_host))
+                except Exception:
+                    while under_way:  # what was drawn before is the caller's all the same
+                        yield self._images(under_way.popleft(), finish)
+                    raise
                 if len(under_way) > ahead:
                     yield self._images(under_way.popleft(), finish)
             while under_way:

@@ -14,11 +14,14 @@ _SHARE = 0.8  # of free memory: libraries' workspaces are not counted, and cache
 _STATE = 6 * 8  # bytes an element of an image: x, slots and what becomes of them, float64
 
 
-def fitting_batch(denoiser: Denoiser, device: torch.device) -> int:
-    """For a prepared denoiser: a power of two; on a CPU, where larger ones gain nothing, 64."""
+def fitting_batch(denoiser: Denoiser, device: torch.device, copies: int = 1) -> int:
+    """For a prepared denoiser: a power of two; on a CPU, where larger ones gain nothing, 64.
+
+    copies: of a sample that an evaluation takes, 2 with classifier-free guidance. A guide of its own is not counted.
+    """
     if device.type != "cuda":
         return _ON_A_CPU
-    return largest_fitting(lambda batch: _bytes(denoiser, batch), torch.cuda.mem_get_info(device)[0])
+    return largest_fitting(lambda batch: _bytes(denoiser, copies * batch), torch.cuda.mem_get_info(device)[0])
 
 
 def largest_fitting(cost: Callable[[int], int], free: int, most: int = LARGEST) -> int:

@@ -11,7 +11,7 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -27,7 +27,22 @@ Weight = float | Sequence[float] | Tensor
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 Levels = Callable[[], Level]
 Own = TypeVar("Own", bound="Guidance")
+_IN_THE_TABLE = ("weight", "interval", "rescale")
 _HIGHEST = 1e6  # of weights: far beyond use, and products with it stay finite in float32
+
+
+class _Same:
+    """Equal to what holds the same object, or an equal number or string."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+        self._key = value if isinstance(value, int | float | str | None) else id(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._key == other._key and type(self.value) is type(other.value)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
 
 @dataclass(frozen=True)
@@ -102,8 +117,10 @@ class Guidance(ABC):
 
     @property
     def baked(self) -> Hashable:
-        """What of it a captured loop holds; weights, intervals and labels are data."""
-        return type(self)
+        """What of it a captured loop holds: its class and every field, but for those that are in the table, weight,
+        interval and rescale. A kind whose other fields are data too says so here."""
+        own = [field.name for field in fields(self) if field.name not in _IN_THE_TABLE]
+        return type(self), *(_Same(getattr(self, name)) for name in own)
 
     @abstractmethod
     def evaluate(
@@ -122,6 +139,10 @@ class ClassifierFree(Guidance):
 
     negative: int | None = None
     copies: ClassVar[int] = 2
+
+    @property
+    def baked(self) -> Hashable:
+        return type(self)  # ``negative`` is in the labels
 
     def check(self, denoiser: Denoiser) -> None:
         dim = denoiser.label_dim
@@ -170,10 +191,6 @@ class AutoGuidance(Guidance):
         if self.guide.label_dim not in (0, denoiser.label_dim):
             raise ValueError(f"guide has label_dim {self.guide.label_dim}; allowed: 0 or {denoiser.label_dim}")
 
-    @property
-    def baked(self) -> Hashable:
-        return type(self), self.guide
-
     def prepared(self, prepare: Callable[[Denoiser], Denoiser]) -> "AutoGuidance":
         assert self.guide is not None
         return replace(self, guide=prepare(self.guide))
@@ -202,10 +219,6 @@ class ClassifierGuidance(Guidance):
     @property
     def label_dim(self) -> int:
         return self.classes
-
-    @property
-    def baked(self) -> Hashable:
-        return type(self), self.gradient
 
     def __post_init__(self) -> None:
         super().__post_init__()

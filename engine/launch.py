@@ -1,6 +1,6 @@
 """``Launcher``: batches of one engine put on their way, by graphs where it has them, and what comes of them."""
 
-import warnings
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from .ranges import marked
 from .run import Run, Watch
 from .state import State
 from .transfer import Arriving, CopyOut
+from .warn import warn_caller
 
 Finish = Callable[[Tensor], Tensor]
 
@@ -31,15 +32,15 @@ class Launched:
 def buckets_of(given: Sequence[int] | None, batch_size: int, device: torch.device) -> tuple[int, ...]:
     """The sizes in which batches are evaluated, ascending; a batch of another size is padded to the next.
 
-    given: the user's own; None for powers of two on a CUDA device, where a size costs a capture, and on a CPU for any
-    size at all: (). Raises ValueError for sizes that are none.
+    given: the user's own; () for no padding; None for powers of two on a CUDA device, where a size costs a capture, and
+    () on a CPU. Raises ValueError for sizes that are none.
     """
     if given is None:
-        powers = [2**k for k in range(batch_size.bit_length())] if device.type == "cuda" else []
-        return tuple(sorted({*powers, batch_size})) if powers else ()
-    if not all(type(size) is int and size >= 1 for size in given):
-        raise ValueError(f"buckets is {given!r}; allowed: integers from 1, or None")
-    return tuple(sorted({*(size for size in given if size < batch_size), batch_size}))
+        given = [2**k for k in range(batch_size.bit_length())] if device.type == "cuda" else []
+    sizes = list(given) if isinstance(given, Sequence) else [0]
+    if not all(type(size) is int and 1 <= size <= batch_size for size in sizes):
+        raise ValueError(f"buckets is {given!r}; allowed: integers from 1 to batch_size = {batch_size}, or None")
+    return tuple(sorted({*sizes, batch_size})) if sizes else ()
 
 
 class Launcher:
@@ -50,7 +51,7 @@ class Launcher:
 
     def __init__(self, device: torch.device, largest: int, buckets: tuple[int, ...], captured: Captured | None) -> None:
         self.largest, self.buckets, self.captured = largest, buckets, captured
-        self._shrunk = False
+        self._shrunk, self._lock = False, threading.Lock()
         self._copy_out = CopyOut(device)
         # On a device a batch is queued before the one before it is waited for; what would be gained on a CPU?
         self.ahead = int(device.type == "cuda" or captured is not None)
@@ -58,25 +59,35 @@ class Launcher:
     def launch(self, run: Run, job: Job, watch: Watch, finish: Finish, to_host: bool = False) -> Launched:
         """Draw a job, or queue it. finish: makes images, a new tensor, of the final x [N, C, *spatial]; to_host: these
         are to be copied to the host."""
-        attempted = min(self.largest, len(job.positions))
-        try:
-            return self._all(run, job, watch, finish, to_host)
-        except torch.OutOfMemoryError:
-            if self._shrunk or attempted == 1:
-                raise
-        # Outside of the handler, whose traceback holds the tensors of the attempt.
-        self._shrunk, self.largest = True, attempted // 2
+        while True:
+            largest = self.largest
+            try:
+                return self._all(run, job, watch, finish, to_host)
+            except torch.OutOfMemoryError:
+                attempted = self._size(min(largest, len(job.positions)))
+                if attempted == 1 or (self._shrunk and attempted <= self.largest):
+                    raise
+            # Outside of the handler, whose traceback holds the tensors of the attempt.
+            self._shrink(run, attempted)
+
+    def _shrink(self, run: Run, attempted: int) -> None:
+        """Draw half as many at a time from now on, unless another thread has come to that already."""
+        with self._lock:
+            if self.largest < attempted:
+                return
+            self._shrunk, self.largest = True, attempted // 2
         if self.captured is not None:
             self.captured.clear()
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
-        warnings.warn(
-            f"batches of {attempted} do not fit into the memory of {run.device}; drawing {self.largest} at a time, "
-            "which may change the network's last bits (README, Seeds)",
-            RuntimeWarning,
-            stacklevel=5,
+        warn_caller(
+            f"batches of {attempted} do not fit into the memory of {run.device}; drawing {attempted // 2} at a time, "
+            "which may change the network's last bits (README, Seeds)"
         )
-        return self._all(run, job, watch, finish, to_host)
+
+    def _size(self, count: int) -> int:
+        """With how many samples a batch of ``count`` is evaluated."""
+        return min(next((size for size in self.buckets if size >= count), count), max(self.largest, count))
 
     def _all(self, run: Run, job: Job, watch: Watch, finish: Finish, to_host: bool) -> Launched:
         count = len(job.positions)
@@ -91,9 +102,8 @@ class Launcher:
     def _one(self, run: Run, job: Job, watch: Watch, finish: Finish) -> tuple[Tensor, Tensor]:
         """Images and first rows that were not finite, of a job that is one batch."""
         count = len(job.positions)
-        size = next((size for size in self.buckets if size >= count), count)
         watch = watch.at(job.positions)
-        job = job.padded(min(size, self.largest))
+        job = job.padded(self._size(count))
 
         def read(state: State) -> tuple[Tensor, Tensor]:
             return finish(state.x[:count]), state.bad_row[:count].clone()

@@ -1,18 +1,17 @@
 """Samples that stop being finite: never an image, always an error that says where, or drawn again in float32."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .denoiser import Denoiser
 from .job import Job
 from .launch import Finish, Launched, Launcher
 from .options import OnNonFinite
 from .overflow import first_nonfinite
 from .run import Run, Watch
+from .warn import warn_caller
 
 Twin = Callable[[Run, torch.dtype], tuple[Launcher, Run]]
 
@@ -46,22 +45,21 @@ class Mending:
         what = (
             f"{job.name(first)}{f' (and {len(broken) - 1} more)' if len(broken) > 1 else ''} became non-finite "
             f"{'in rk45' if run.adaptive else where}; network dtype {dtype}, state dtype {run.state_dtype}; "
-            f"{self._culprit(run, job)}"
+            f"{self._culprit(run, job, first)}"
         )
         if self.on_nonfinite == "raise" or dtype not in (torch.float16, torch.bfloat16):
             raise NonFiniteError(what)
-        warnings.warn(f"{what}; run again in float32", RuntimeWarning, stacklevel=6)
+        warn_caller(f"{what}; run again in float32")
         launcher, again = self.twin(run, torch.float32)
         alone = (launcher.launch(again, job.take([sample]), Watch(), finish) for sample in broken)
         return torch.cat([self.images(each, finish) for each in alone])
 
-    def _culprit(self, run: Run, job: Job) -> str:
-        """Where a batch that did not stay finite first did not, found by drawing it once more."""
+    def _culprit(self, run: Run, job: Job, sample: int) -> str:
+        """Where a batch first was not finite, found by drawing it once more; the sample alone where it does not fit."""
         _, again = self.twin(run, run.denoiser.dtype)
-        networks = nn.ModuleDict({"model": again.denoiser.model})
-        guide = getattr(again.guidance, "guide", None)
-        if isinstance(guide, Denoiser):
-            networks["guide"] = guide.model
-        with first_nonfinite(networks) as found:
-            again.eagerly(job, Watch())
+        with first_nonfinite(again.networks) as found:
+            try:
+                again.eagerly(job, Watch())
+            except torch.OutOfMemoryError:
+                again.eagerly(job.take([sample]), Watch())
         return f"first in {found[0]}" if found else "not in a layer of the network"

@@ -1,7 +1,6 @@
 """A denoiser made ready for an engine: its device checked, its network moved and cast, the caller's own left alone."""
 
 import copy
-import warnings
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from .networks.block import Columns, UNetBlock, gather_affines
 from .networks.layers import Conv2d, GroupNorm, Linear
 from .networks.ops import TORCH, Ops
 from .networks.precision import cast_network, is_cast
+from .warn import warn_caller
 
 
 def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Denoiser:
@@ -49,10 +49,10 @@ def _warn_of_tf32(network: nn.Module) -> None:
     """Our own convolutions ask cuDNN for float32 by name; another module's do what torch's global option says."""
     convolutions = any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in network.modules())
     if convolutions and torch.backends.cudnn.allow_tf32:
-        warnings.warn(
+        warn_caller(
             "dtype is torch.float32, but convolutions of this network will run in TF32, as "
             "torch.backends.cudnn.allow_tf32 is True; set it to False for float32",
-            stacklevel=4,
+            UserWarning,
         )
 
 

@@ -13,8 +13,8 @@ from .state import State
 @dataclass(frozen=True)
 class Progress:
     """A batch on its way. positions: where its images stand in what was asked for; evaluation: how many evaluations are
-    done, of ``nfe``; sigma: the noise level of the last, the first sample's where they differ; denoised: D there,
-    float32 [B, C, *spatial], on the device, the callback's own."""
+    done, of ``nfe``; sigma: the noise level of the last; denoised: D there, float32 [B, C, *spatial], on the device,
+    the callback's own."""
 
     positions: tuple[int, ...]
     evaluation: int

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import adaptive, loop
 from .backends import Backend
-from .batch import Buffers, Inputs, Layout
+from .batch import Buffers, Inputs, Spec
 from .denoiser import Denoiser
 from .guidance import Guidance
 from .job import Job
@@ -69,8 +69,15 @@ class Run:
     adaptive: AdaptiveSampler | None
 
     @property
+    def networks(self) -> nn.ModuleDict:
+        """All that an evaluation calls, by the names that messages use."""
+        guide = getattr(self.guidance, "guide", None)
+        guides = {"guide": guide.model} if isinstance(guide, Denoiser) else {}
+        return nn.ModuleDict({"model": self.denoiser.model, **guides})
+
+    @property
     def baked(self) -> Hashable:
-        """What a captured loop holds beside its buffers; all else of a plan and of guidance is data."""
+        """What a captured loop holds beside its buffers and which rows are guided; all else is data."""
         return None if self.guidance is None else self.guidance.baked
 
     def inputs(self, job: Job) -> Inputs:
@@ -81,7 +88,7 @@ class Run:
         )  # one more than there are, at least: a check may read past the last
         labels = None if job.labels is None else to_device(job.labels, self.device)
         return Inputs(
-            Layout(
+            Spec(
                 self.device,
                 self.state_dtype,
                 self.denoiser.dtype,
@@ -106,7 +113,7 @@ class Run:
         if self.adaptive:
             self._solve(self.adaptive, job, buffers, watch)
         else:
-            seen: dict[int, Tensor] = {}
+            seen: dict[int, Tensor] = {}  # taken before `advance` fills the network's input again, shown after it
 
             def look(k: int) -> loop.Look | None:
                 return (lambda *of: seen.update({k: denoised(*of)})) if watch.looks_at(k, self.plan.nfe) else None

@@ -3,7 +3,9 @@
 import sys
 
 import click
+import torch
 
+from ..graphs import CaptureError
 from .check_precision import check_precision
 from .convert import convert
 from .evaluate import evaluate
@@ -57,6 +59,6 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (ValueError, OSError, ArithmeticError, ImportError) as error:
+    except (ValueError, OSError, ArithmeticError, ImportError, CaptureError, torch.OutOfMemoryError) as error:
         print(f"edm-engine: {error}", file=sys.stderr)
         sys.exit(2)

@@ -66,7 +66,7 @@ class BatchSize(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         if value == "auto" or isinstance(value, int):
             return value
-        if not str(value).isdigit():
+        if not str(value).isdecimal():
             self.fail(f"{value!r}; allowed: an integer from 1, or auto", param, ctx)
         return int(str(value))
 

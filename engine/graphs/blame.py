@@ -33,13 +33,16 @@ def require_capturable(call: Callable[[], object], networks: nn.Module) -> None:
 
 @contextmanager
 def _layers(networks: nn.Module) -> Iterator[list[str]]:
-    """While this is open, a list that holds the names of the modules being evaluated, the innermost last."""
+    """While this is open, a list that holds the names of the modules being evaluated, the innermost last.
+
+    Another thread that evaluates them eagerly meanwhile may add to it; a message then names the wrong layer.
+    """
     entered: list[str] = []
     handles = []
     for name, module in networks.named_modules():
         title = f"{name or 'the network'} ({type(module).__name__})"
         handles.append(module.register_forward_pre_hook(lambda *_, title=title: entered.append(title)))
-        handles.append(module.register_forward_hook(lambda *_: entered.pop() and None))
+        handles.append(module.register_forward_hook(lambda *_: entered and entered.pop() and None))
     try:
         yield entered
     finally:

@@ -1,28 +1,28 @@
 """The captured loop: batches of one signature share buffers and a graph; the graphs that were used last are kept."""
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from functools import partial
+from typing import Literal, TypeVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import loop
 from ..backends import Backend
 from ..batch import Buffers, Inputs
-from ..denoiser import Denoiser
 from ..preview import denoised
 from ..ranges import marked
 from ..run import Run, Watch
 from ..state import State
+from ..warn import warn_caller
 from .blame import CaptureError, require_capturable
 from .capture import CAPTURES, Capture, Graph, Work
 
 Mode = Literal["auto", "loop", "step", "off"]
-MODES: tuple[Mode, ...] = ("auto", "loop", "step", "off")
+MODES: tuple[Mode, ...] = get_args(Mode)
 # Evaluations in one graph, where nobody asked for one: a graph's nodes cost memory, and the step graph's do not add up.
 LONGEST_LOOP = 128
 Read = TypeVar("Read")
@@ -169,8 +169,11 @@ class Captured:
     def _loop(self, entry: _Entry, run: Run, inputs: Inputs, watch: Watch) -> None:
         buffers, backend = entry.buffers, run.backend
         guided, network = inputs.guided, run.network(buffers)
-        work = lambda: loop.run(network, buffers.state, guided, backend)  # noqa: E731
-        self._do(entry, "loop", work, run, set(guided[1:]))
+
+        def make() -> Work:
+            return lambda: loop.run(network, buffers.state, guided, backend)
+
+        self._do(entry, "loop", make, run, set(guided[1:]))
         watch.tick(run.plan.nfe)
 
     def _steps(self, entry: _Entry, run: Run, inputs: Inputs, watch: Watch) -> None:
@@ -178,14 +181,16 @@ class Captured:
         loop.begin(entry.buffers.state, run.backend)
         for k in range(run.plan.nfe):
             guided, looks = inputs.guided[k + 1], watch.looks_at(k, run.plan.nfe)
-            self._do(entry, ("step", guided, looks), _step(entry, run, guided, looks), run, {guided})
+            self._do(entry, ("step", guided, looks), partial(_step, entry, run, guided, looks), run, {guided})
             watch.tick(1)
             if looks and entry.preview is not None:
                 watch.show(run, k, entry.preview)
 
-    def _do(self, entry: _Entry, name: Hashable, work: Work, run: Run, guided: set[bool]) -> None:
-        """Work of an entry, by its graph if it can be captured."""
-        mine = entry.works.setdefault(name, _Work(work, eager_first=self._mode == "auto"))
+    def _do(self, entry: _Entry, name: Hashable, make: Callable[[], Work], run: Run, guided: set[bool]) -> None:
+        """The entry's work of that name, which ``make`` makes once, by its graph if it can be captured."""
+        if name not in entry.works:
+            entry.works[name] = _Work(make(), eager_first=self._mode == "auto")
+        mine = entry.works[name]
         if self._refused:
             mine.work()
             return
@@ -193,18 +198,16 @@ class Captured:
 
         def check() -> None:
             for each in guided:
-                require_capturable(lambda each=each: network(state, 0, each), _networks(run))  # type: ignore[misc]
+                require_capturable(lambda each=each: network(state, 0, each), run.networks)  # type: ignore[misc]
 
-        done = mine.warm
         try:
             mine(self._capture, check)
         except CaptureError as error:
             if self._mode != "auto":
                 raise
-            warnings.warn(f"{error}; this engine runs without graphs", RuntimeWarning, stacklevel=2)
+            warn_caller(f"{error}; this engine runs without graphs")
             self._refused = True
-            if done:
-                mine.work()
+            mine.work()  # warm already: it is captured when it comes the second time
 
 
 def _step(entry: _Entry, run: Run, guided: bool, looks: bool) -> Work:
@@ -223,13 +226,7 @@ def _step(entry: _Entry, run: Run, guided: bool, looks: bool) -> Work:
 
 
 def _preview(inputs: Inputs) -> Tensor:
-    return torch.empty(len(inputs.base_row), *inputs.noise.shape, dtype=torch.float32, device=inputs.layout.device)
-
-
-def _networks(run: Run) -> nn.Module:
-    """All that an evaluation calls."""
-    guide = getattr(run.guidance, "guide", None)
-    return nn.ModuleList([run.denoiser.model, *([guide.model] if isinstance(guide, Denoiser) else [])])
+    return torch.empty(len(inputs.base_row), *inputs.noise.shape, dtype=torch.float32, device=inputs.spec.device)
 
 
 def open_captured(mode: str, device: torch.device, backend: Backend, budget: int | None) -> Captured | None:
@@ -239,6 +236,8 @@ def open_captured(mode: str, device: torch.device, backend: Backend, budget: int
         raise ValueError(f"graph is {mode!r}; allowed: {', '.join(MODES)}")
     if budget is not None and not (type(budget) is int and budget >= 0):
         raise ValueError(f"graph_memory is {budget!r}; allowed: a number of bytes, or None")
+    if budget is not None and mode == "off":
+        raise ValueError(f"graph_memory is {budget}; allowed: None, with graph='off'")
     reasons = []
     if device.type not in CAPTURES:
         reasons.append(f"the device is {device}, and CUDA graphs need a CUDA device")

@@ -1,9 +1,12 @@
 """When the loop is captured, what is kept and what is refused, and who is served; remembered work stands for graphs."""
 
 import gc
+import itertools
+import random
 import threading
 import warnings
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,8 +14,9 @@ from torch import nn
 
 import engine
 from engine import Denoiser
-from engine.guidance import ClassifierFree
+from engine.guidance import AutoGuidance, ClassifierFree, ClassifierGuidance, Guidance
 from engine.preconditioning import EDM
+from tests.helpers import wavy
 from tests.replay import Replay, replay  # noqa: F401 (a fixture)
 from tests.unit.test_graphs import HEUN, SHAPE, of, same
 
@@ -119,7 +123,7 @@ WAYS = {
 def test_a_network_that_waits_for_the_device_is_named(replay, name):  # noqa: F811
     denoiser = Denoiser(Waiting(WAYS[name]), EDM(), img_shape=SHAPE)
     refused = engine.Engine(denoiser, sampler=HEUN, graph="loop")
-    with pytest.raises(engine.CaptureError, match=f"{name} in 0.inner .Inner. waits for .*; allowed: graph='off'"):
+    with pytest.raises(engine.CaptureError, match=f"{name} in model.inner .Inner. waits for .*; allowed: graph='off'"):
         refused.sample(seeds=range(2))
     assert replay.captured == 0
     expected = engine.Engine(denoiser, sampler=HEUN, graph="off").sample(seeds=range(2))
@@ -145,7 +149,7 @@ def test_what_cannot_be_captured_is_refused():
         of("graph")
     with pytest.raises(ValueError, match=r"graph_memory is -1; allowed: a number of bytes"):
         of(graph_memory=-1)
-    with pytest.raises(ValueError, match=r"buckets is \[0\]; allowed: integers from 1"):
+    with pytest.raises(ValueError, match=r"buckets is \[0\]; allowed: integers from 1 to"):
         of(buckets=[0])
     assert of("auto").captures == ()
 
@@ -212,3 +216,111 @@ def test_what_is_let_go_is_freed_at_once(replay, graph):  # noqa: F811
         assert kept() is None
     finally:
         gc.enable()
+
+
+def test_many_samplers_guidances_and_noises_through_one_engine(replay):  # noqa: F811
+    """In any order, each as an engine without graphs draws it: nothing of one is in another's graph."""
+    samplers = engine.samplers
+    all_of_them = [samplers.edm(4), HEUN, samplers.dpmpp_2m(7), samplers.unipc(7), samplers.ddpm(7)]
+    all_of_them += [samplers.edm(8, solver="euler"), samplers.langevin(2)]
+
+    def gradient(scale):
+        return lambda x, sigma, labels: -scale * x / (1 + sigma.reshape(-1, 1, 1, 1) ** 2)
+
+    guidances = [
+        None,
+        ClassifierFree(2.0),
+        ClassifierFree([1.0, 2.0, 3.0, 1.0], interval=(0.1, 20)),
+        ClassifierFree(3.0, interval=(1, 5)),
+        ClassifierFree(3.0, negative=1, rescale=0.7),
+        AutoGuidance(2.0, guide=wavy(EDM(), SHAPE, 3)),
+        AutoGuidance(2.0, guide=small(0.2)),
+        ClassifierGuidance(0.5, gradient=gradient(0.1)),
+        ClassifierGuidance(0.5, gradient=gradient(0.3)),
+        Shifted(1.5, shift=0.1),
+        Shifted(1.5, shift=0.2),
+    ]
+    combinations = list(itertools.product(all_of_them, guidances, [None, torch.float32, torch.float64]))
+    random.Random(1).shuffle(combinations)
+    for graph in ("auto", "loop", "step"):
+        prepared, eager = of(graph, 3), of(label_dim=3)
+        for sampler, guidance, latents in combinations[:60] * 2:
+            asked = {"sampler": sampler, "guidance": guidance, "class_labels": [0, 1, 2, 0], "seeds": range(4)}
+            if latents is not None:
+                asked["latents"] = torch.randn(4, *SHAPE, dtype=latents)
+            assert torch.equal(prepared.sample(**asked), eager.sample(**asked)), (graph, sampler, guidance, latents)
+
+
+def small(gain):
+    denoiser = wavy(EDM(), SHAPE, 3)
+    denoiser.model.gain.data.fill_(gain)
+    return denoiser
+
+
+@dataclass(frozen=True)
+class Shifted(Guidance):
+    """A user's own kind, which says nothing of graphs."""
+
+    shift: float = 0.0
+
+    def check(self, denoiser):
+        pass
+
+    def evaluate(self, denoiser, net_in, c_noise, labels, level):
+        F = denoiser.call_network(net_in, c_noise, labels)
+        return F, F + self.shift
+
+
+def test_a_float32_rerun_has_the_guide_in_float32(replay):  # noqa: F811
+    class Overflowing(nn.Module):
+        label_dim = 0
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(60000.0))
+
+        @property
+        def dtype(self):
+            return self.scale.dtype
+
+        def forward(self, x, c_noise):
+            return (x * self.scale * 1e-4) * (self.scale / 60000) * (60000.0 if x.dtype == torch.float16 else 1e-4)
+
+    guide = Denoiser(Overflowing(), EDM(), img_shape=SHAPE)
+    options = {"dtype": torch.float16, "on_nonfinite": "rerun", "guidance": AutoGuidance(2.0, guide=guide)}
+    for graph in ("off", "loop"):
+        with pytest.warns(RuntimeWarning, match=r"layer guide|first in"):
+            drawn = of(graph, **options).sample(seeds=range(4))
+        assert torch.isfinite(drawn).all()
+
+
+def test_an_engine_hands_out_what_is_drawn_before_it_raises(replay):  # noqa: F811
+    """With a batch ahead, the one before the batch that fails is still the caller's."""
+    prepared = of("loop", batch_size=2)
+    stream = prepared.stream(seeds=range(6), batches=iter([0, 7]))
+    assert next(stream)[0] == (0, 1)
+    with pytest.raises(ValueError, match="batches contains 7; allowed: 0 to 2"):
+        next(stream)
+    for wrong, message in (([5], "batches contains 5"), (["a"], "batches contains 'a'"), (3, "batches is 3; allowed")):
+        with pytest.raises(ValueError, match=message):
+            prepared.stream(seeds=range(6), batches=wrong)
+
+
+def test_plans_are_made_once_by_any_thread(replay):  # noqa: F811
+    prepared, errors = of("auto"), []
+
+    def ask(first):
+        try:
+            for i in range(200):
+                prepared._plans(engine.samplers.edm(2, rho=1 + (first + i) % 40))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(prepared._plans._plans) == 16
+    assert prepared._plans(HEUN) is prepared._plans(engine.samplers.edm(4, S_churn=2, S_noise=1.003))

@@ -194,3 +194,23 @@ def test_version_and_help(monkeypatch, capsys):
     assert engine.__version__ in capsys.readouterr().out
     assert run(monkeypatch, "--help") == 0
     assert "sample" in capsys.readouterr().out
+
+
+def test_graphs_and_automatic_batches(monkeypatch, tmp_path, capsys):
+    """What a CPU can do of them; an error of a capture or of memory is one line, as any other."""
+    job = ["sample", "--model", "fashion-mnist", "--seeds", "1,2", "--steps", "2", "--out", tmp_path]
+    assert run(monkeypatch, *job, "--batch", "auto", "--graph", "off") == 0
+    assert "2 images in" in capsys.readouterr().out
+    assert run(monkeypatch, *job, "--graph", "loop") == 2
+    assert "graph is 'loop'; allowed here: 'auto', 'off': the device is cpu" in capsys.readouterr().err
+    for wrong in ("0.5", "²", "many"):
+        assert run(monkeypatch, *job, "--batch", wrong) == 2
+        assert "allowed: an integer from 1, or auto" in capsys.readouterr().err
+    for error in (engine.CaptureError("the network cannot be captured"), torch.OutOfMemoryError("out of memory")):
+
+        def fail(*of, error=error, **named):
+            raise error
+
+        monkeypatch.setattr(engine.Engine, "stream_uint8", fail)
+        assert run(monkeypatch, *job) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"edm-engine: {error}"

@@ -1,6 +1,8 @@
 """Callbacks while a batch is drawn, batches that do not fit, and batch sizes found by measurement."""
 
 import threading
+import types
+import warnings
 
 import pytest
 import torch
@@ -119,7 +121,7 @@ def test_arguments_of_callbacks():
     with pytest.raises(ValueError, match="callback is 3; allowed: a function"):
         prepared.sample(seeds=[1], callback=3)
     with pytest.raises(ValueError, match="callback_every is 0; allowed: an integer from 1"):
-        prepared.sample(seeds=[1], callback=print, callback_every=0)
+        prepared.sample(seeds=[1], callback_every=0)
     with pytest.raises(ValueError, match="callback is given; allowed: None, with the adaptive"):
         prepared.sample(seeds=[1], callback=print, sampler=engine.samplers.rk45())
 
@@ -130,8 +132,12 @@ def test_stream_of_the_package():
     assert [positions for positions, _ in parts] == [(0, 1), (2, 3), (4,)]
     images = engine.sample(denoiser, seeds=range(5), sampler=HEUN, batch_size=2)
     assert torch.equal(torch.cat([part for _, part in parts]), images)
+    prepared = engine.Engine(denoiser, sampler=HEUN)
     with pytest.raises(TypeError, match=r"stream\(\) got an unexpected keyword argument 'sedes'"):
         engine.stream(denoiser, sedes=[1])
+    for call in (prepared.sample, prepared.stream, prepared.stream_uint8):
+        with pytest.raises(TypeError, match=r"sample\(\) got an unexpected keyword argument 'sedes'"):
+            call(sedes=[1])
     with pytest.raises(ValueError, match="batch_size is 0; allowed: an integer from 1, 'auto', or None"):
         engine.stream(denoiser, seeds=[1], batch_size=0)
 
@@ -187,11 +193,85 @@ def test_what_does_not_fit_at_half_the_size_is_an_error(graph):
         hungry(0, graph=graph).sample(seeds=[1])
 
 
+class Breaking(Hungry):
+    """Also gives infinity for a sample whose first pixel is large, but not in float32."""
+
+    @property
+    def dtype(self):
+        return self.gain.dtype
+
+    def forward(self, x, c_noise):
+        factor = torch.where(x[:, :1, :1, :1].abs() > 0.6, 60000.0 if x.dtype == torch.float16 else 0.0, 0.0)
+        return super().forward(x, c_noise) + factor.to(x.dtype) * 60000
+
+
+def test_a_sample_that_is_not_finite_where_memory_is_short(graph):
+    """It is drawn again in float32, in batches that fit."""
+    denoiser = Denoiser(Breaking(4), EDM(), img_shape=SHAPE)
+    options = {"sampler": HEUN, "dtype": torch.float16, "batch_size": 8, "on_nonfinite": "rerun"}
+    prepared = engine.Engine(denoiser, graph=graph, **options)
+    with pytest.warns(RuntimeWarning) as told:
+        drawn = prepared.sample(seeds=range(8))
+    assert [str(each.message)[:20] for each in told if "drawing 4" in str(each.message)]
+    assert any("run again in float32" in str(each.message) for each in told)
+    assert all(each.filename == __file__ for each in told)  # warnings point at the caller
+    assert torch.isfinite(drawn).all()
+
+
+def test_padding_counts_where_memory_is_short(graph):
+    """One sample in a bucket of 8 does not fit; in one of 4 it does, and larger jobs then come in fours."""
+    prepared = hungry(4, graph=graph, buckets=[8])
+    with pytest.warns(RuntimeWarning, match="batches of 8 do not fit .* drawing 4 at a time"):
+        drawn = prepared.sample(seeds=[3])
+    assert torch.equal(drawn, hungry(8, graph="off").sample(seeds=[3]))
+    assert torch.equal(prepared.sample(seeds=range(7)), hungry(8, graph="off").sample(seeds=range(7)))
+    assert max(prepared.denoiser.model.sizes[1:]) == 4
+
+
+def test_two_threads_that_run_out_of_memory_at_once():
+    denoiser = Denoiser(Hungry(4), EDM(), img_shape=SHAPE)
+    prepared = engine.Engine(denoiser, sampler=HEUN, batch_size=8, graph="off")
+    both, forward = threading.Barrier(2, timeout=30), Hungry.forward
+    expected, found, errors = hungry(8, graph="off").sample(seeds=range(8)), [], []
+
+    def together(self, x, c_noise):
+        if len(x) == 8:
+            both.wait()
+        return forward(self, x, c_noise)
+
+    def draw():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found.append(prepared.sample(seeds=range(8)))
+        except Exception as error:
+            errors.append(error)
+
+    prepared.denoiser.model.forward = types.MethodType(together, prepared.denoiser.model)
+    threads = [threading.Thread(target=draw) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert all(torch.equal(drawn, expected) for drawn in found)
+    assert len(found) == 2
+
+
+def test_what_does_not_fit_gives_its_graphs_back(replay):  # noqa: F811
+    prepared = hungry(4, graph="loop")
+    prepared.sample(seeds=range(2))
+    with pytest.warns(RuntimeWarning, match="drawing 4 at a time"):
+        prepared.sample(seeds=range(8))
+    assert [each.batch for each in prepared.captures] == [4]
+
+
 def test_the_largest_batch_that_fits():
     def cost(batch):
         return 1000 + 100 * (batch - 1)
 
     assert largest_fitting(cost, 10_000) == 64  # 7,300 of the 8,000 that leave a margin; 128 would take 13,700
+    assert largest_fitting(cost, 8_000) == 32  # 64 would leave 700 of 8,000
     assert largest_fitting(cost, 0) == 1
     assert largest_fitting(cost, 10**9) == 1024
     assert largest_fitting(lambda batch: 5, 10**9, most=16) == 16
@@ -210,7 +290,11 @@ def test_automatic_batch_size(monkeypatch):
 def test_buckets():
     assert buckets_of(None, 64, CPU) == ()
     assert buckets_of(None, 48, torch.device("cuda")) == (1, 2, 4, 8, 16, 32, 48)
-    assert buckets_of([16, 4, 100], 64, CPU) == (4, 16, 64)
+    assert buckets_of([16, 4], 64, CPU) == (4, 16, 64)
+    assert buckets_of((), 64, torch.device("cuda")) == ()
+    for wrong in ([128], 5, "ab", [2.0]):
+        with pytest.raises(ValueError, match=r"buckets is .*; allowed: integers from 1 to batch_size = 64, or None"):
+            buckets_of(wrong, 64, CPU)
 
 
 def test_several_engines_draw_side_by_side(monkeypatch):
