@@ -4,9 +4,9 @@
     python -m bench.bench_sample --device cpu --network fashion-mnist --dtype float32 bfloat16 --compile
 
 Every variant draws the same batch with the same number of evaluations; all but "eager float32" with the same network in
-the dtype asked for. What cannot run is listed with the reason. Writes bench/results/<device>-<date>.json and .md anew after each network, batch and dtype. On a GPU also this
-project's targets (bench/targets.py), the share of all but the network's kernels, how busy the GPU is over a job, and
-what it does at best.
+the dtype asked for. What cannot run is listed with the reason. Writes bench/results/<device>-<date>.json and .md anew
+after each network, batch and dtype. On a GPU also this project's targets (bench/targets.py), the share of all but the
+network's kernels, how busy the GPU is over a job, and what it does at best.
 """
 
 import argparse
