@@ -272,9 +272,9 @@ class Shifted(Guidance):
 
 
 def test_a_float32_rerun_has_the_guide_in_float32(replay):  # noqa: F811
-    class Overflowing(nn.Module):
-        label_dim = 0
+    computed_in = []
 
+    class Overflowing(nn.Module):
         def __init__(self):
             super().__init__()
             self.scale = nn.Parameter(torch.tensor(60000.0))
@@ -284,6 +284,7 @@ def test_a_float32_rerun_has_the_guide_in_float32(replay):  # noqa: F811
             return self.scale.dtype
 
         def forward(self, x, c_noise):
+            computed_in.append(self.scale.dtype)
             return (x * self.scale * 1e-4) * (self.scale / 60000) * (60000.0 if x.dtype == torch.float16 else 1e-4)
 
     guide = Denoiser(Overflowing(), EDM(), img_shape=SHAPE)
@@ -292,6 +293,7 @@ def test_a_float32_rerun_has_the_guide_in_float32(replay):  # noqa: F811
         with pytest.warns(RuntimeWarning, match=r"layer guide|first in"):
             drawn = of(graph, **options).sample(seeds=range(4))
         assert torch.isfinite(drawn).all()
+        assert computed_in[-1] == torch.float32
 
 
 def test_an_engine_hands_out_what_is_drawn_before_it_raises(replay):  # noqa: F811
