@@ -67,7 +67,7 @@ def draw(measurements: Measurements) -> Drawn:
         found = measurements.where(what="quality", asked_nfe=nfe)
         if found:
             scores_against(right, found, "rho", f"NFE {nfe}", index)
-    right.set(xlabel="rho", title=f"Quality against rho, Heun, {measurements.budget['model']}")
+    right.set(yscale="log", xlabel="rho", title=f"Quality against rho, Heun, {measurements.budget['model']}")
     distance_axis(right, measurements.budget["images"])
     for axes in (left, right):
         if axes.get_legend_handles_labels()[0]:
