@@ -4,7 +4,7 @@
 
 Convolutions: cuDNN's and our sum after it, against our own kernel with every tile. GroupNorm: one read against the
 split reduction. Every shape that a network has, in bfloat16, as often as it comes in an evaluation. The rules
-(`triton_ops.own_tile`, `kernels.group_norm.reads_once`) were written from counts; this is what they are to be mended
+(`kernels.conv.own_tile`, `kernels.group_norm.reads_once`) were written from counts; this is what they are to be mended
 by.
 """
 
@@ -102,9 +102,8 @@ def chosen(shape: Shape, batch: int, device: torch.device) -> str:
         once = group_norm.reads_once(batch, channels, min(32, channels // 4), height * width, processors)
         return "one read" if once else "split"
     _, channels_out, height, width, kernel = shape
-    rows = batch * height * width
-    ours = kernel == 1 or conv.programs(conv.TILES[0], rows, channels_out) < processors
-    return _name(conv.tile_for(rows, channels_out, processors)) if ours else "cuDNN"
+    tile = conv.own_tile(batch * height * width, channels_out, kernel, processors)
+    return "cuDNN" if tile is None else _name(tile)
 
 
 def rows_of(

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from types import EllipsisType
-from typing import Literal, Unpack
+from typing import Literal, Unpack, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -107,7 +107,7 @@ class Engine:
         require_one_of("state_dtype", state_dtype, STATE_DTYPES)
         require_output_dtype(output_dtype)
         require_batch_size(batch_size)
-        require_one_of("on_nonfinite", on_nonfinite, ("raise", "rerun"))
+        require_one_of("on_nonfinite", on_nonfinite, get_args(OnNonFinite))
         self.sampler = edm() if sampler is None else sampler
         require_sampler(self.sampler, guidance, graph)
         self.device = find_device(device) if device is not None else device_of(denoiser)

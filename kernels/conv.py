@@ -81,6 +81,16 @@ def tile_for(rows: int, channels_out: int, processors: int) -> Tile:
     return next((tile for tile in TILES if 3 * programs(tile, rows, channels_out) >= processors), TILES[-1])
 
 
+def own_tile(rows: int, channels_out: int, kernel: int, processors: int) -> Tile | None:
+    """The tile of convolutions that pay here, with bias and sum inside; None for those to leave to cuDNN.
+
+    1x1 pixels, which are bound by memory; and those that tiles of 128 x 128, cuDNN's for the most part, would leave
+    multiprocessors idle with. (Expected, not measured yet; bench/bench_ops.py times both sides.)
+    """
+    pays = kernel == 1 or programs(TILES[0], rows, channels_out) < processors
+    return tile_for(rows, channels_out, processors) if pays else None
+
+
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor | None, out: Tensor, tile: Tile) -> None:
     """One launch; checks nothing (`engine.networks.triton_ops` does).
 

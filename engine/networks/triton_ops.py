@@ -75,14 +75,8 @@ def conv2d(
 
 
 def own_tile(x: Tensor, weight: Tensor, padding: int) -> tuple[int, int, int, int, int] | None:
-    """With which tile our own kernel computes a convolution; None for those it leaves to cuDNN.
-
-    It takes those of 1x1 pixels, which are bound by memory, so that bias and sum inside pay, and those of which cuDNN
-    is expected to leave multiprocessors idle.
-
-    Expected, not measured yet: its tiles are 128 x 128 mostly, and where these do not make a program for each
-    multiprocessor, ours do better. bench/bench_ops.py times both. Only half precision: our float32 is cuDNN's.
-    """
+    """With which tile our own kernel computes a convolution; None for those it does not know or leaves to cuDNN
+    (`kernels.conv.own_tile`). Only half precision: our float32 is cuDNN's."""
     from ..kernels import conv as kernel
 
     channels_out, channels_in, *size = weight.shape
@@ -90,9 +84,7 @@ def own_tile(x: Tensor, weight: Tensor, padding: int) -> tuple[int, int, int, in
     whole = channels_in % 16 == 0 and channels_out % 16 == 0  # 16-byte accesses
     rows = x.shape[0] * x.shape[2] * x.shape[3]
     whole = whole and weight.is_contiguous(memory_format=torch.channels_last)
-    processors = _processors(x.device)
-    pays = size == [1, 1] or kernel.programs(kernel.TILES[0], rows, channels_out) < processors
-    return kernel.tile_for(rows, channels_out, processors) if known and whole and pays else None
+    return kernel.own_tile(rows, channels_out, size[0], _processors(x.device)) if known and whole else None
 
 
 def _convolve_whole(
