@@ -9,6 +9,7 @@
 #include "group_norm_op.h"
 #include "linear_op.h"
 #include "normal_op.h"
+#include "winograd_op.h"
 
 #ifdef EDM_CUDA
 #include "cuda_ops.h"
@@ -91,6 +92,20 @@ PYBIND11_MODULE(_native, m) {
         },
         "x"_a, "weight"_a, "bias"_a, "add"_a, "out"_a, "rows"_a, "inputs"_a, "outputs"_a, "silu"_a, "threads"_a = 1,
         "isa"_a = "auto", py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "winograd_cpu",
+        [](std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t add, std::uintptr_t out,
+           edm::Dtype dtype, const std::array<std::int64_t, 5>& shape, int m, std::int64_t threads, const std::string& isa) {
+            edm::winograd_cpu({shape[0], shape[1], shape[2], shape[3], shape[4], m, dtype, x, weight, bias, add, out},
+                              threads, isa);
+        },
+        "x"_a, "weight"_a, "bias"_a, "add"_a, "out"_a, "dtype"_a, "shape"_a, "m"_a, "threads"_a = 1, "isa"_a = "auto",
+        py::call_guard<py::gil_scoped_release>());
+#ifdef EDM_X86_64
+    m.def("is_amd", [] { return __builtin_cpu_is("amd") != 0; });
+#else
+    m.def("is_amd", [] { return false; });
+#endif
     m.def("row_columns", &edm::row_columns);
     m.def("advance_cpu", &edm::advance_cpu, "call"_a, "threads"_a = 1, "isa"_a = "auto",
           py::call_guard<py::gil_scoped_release>());

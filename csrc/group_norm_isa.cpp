@@ -1,7 +1,7 @@
 // The loops of group_norm_op.h. CMake compiles this file once per instruction set, with EDM_ISA naming it. Nothing
 // from the standard library is instantiated here, for the reason given in hd.h.
+#include "elements.h"
 #include "group_norm_op.h"
-#include "half.h"
 #include "silu.h"
 
 #define EDM_JOIN_(a, b) a##b
@@ -14,27 +14,6 @@ constexpr int kWidth = 32;               // channels summed at once, in register
 constexpr int kTile = 512;               // elements written in one loop: several pixels where there are few channels
 
 std::int64_t chunks_of(const GroupNormCall& call) { return (call.pixels() + kChunk - 1) / kChunk; }
-
-struct Float16 {
-    std::uint16_t bits;
-    float value() const { return f16_to_float(bits); }
-    static Float16 of(float x) { return {float_to_f16(x)}; }
-};
-struct BFloat16 {
-    std::uint16_t bits;
-    float value() const { return bf16_to_float(bits); }
-    static BFloat16 of(float x) { return {float_to_bf16(x)}; }
-};
-struct Float32 {
-    float bits;
-    float value() const { return bits; }
-    static Float32 of(float x) { return {x}; }
-};
-
-template <class S>
-const S* pointer(std::uintptr_t address, std::int64_t offset) {
-    return reinterpret_cast<const S*>(address) + offset;
-}
 
 // total and squares of `width` neighbouring channels over `count` lines that are `stride` elements apart.
 template <int width, class S>
@@ -244,18 +223,6 @@ void resample_rows(const GroupNormCall& call, float* scratch, const float* lines
             keep_line(part.pixel(pixel), call.keep_scale, part.channels, reinterpret_cast<Float32*>(to + part.first));
         }
     });
-}
-
-// Calls body with the element type as an argument.
-template <class Body>
-void with_type(Dtype dtype, const Body& body) {
-    if (dtype == kFloat16) {
-        body(Float16{});
-    } else if (dtype == kBFloat16) {
-        body(BFloat16{});
-    } else {
-        body(Float32{});
-    }
 }
 
 void sum(const GroupNormCall& call, float* sums, float*, std::int64_t begin, std::int64_t end) {

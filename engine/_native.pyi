@@ -135,6 +135,29 @@ def linear_cpu(
         ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.
     """
 
+def winograd_cpu(
+    x: int,
+    weight: int,
+    bias: int,
+    add: int,
+    out: int,
+    dtype: Dtype,
+    shape: tuple[int, int, int, int, int],
+    m: int,
+    threads: int = 1,
+    isa: str = "auto",
+) -> None:
+    """out = conv(x) + bias + add for a 3x3 kernel, padding 1, whose weight `networks.winograd.transform` has made for
+    m; csrc/winograd_op.h. Addresses; bias and add may be 0. shape: samples, height, width, inputs, outputs. A sample's
+    bits depend on neither `threads` nor the other samples.
+
+    Raises:
+        ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.
+    """
+
+def is_amd() -> bool:
+    """Whether the processor is AMD's."""
+
 def run_of(pixels: int, channel: int, index: int, width: int) -> tuple[int, int, int]:
     """First pixel (lane 0) and lanes [low, high) of run `index` of a plane; how both backends cut planes up."""
 

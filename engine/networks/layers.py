@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .ops import TORCH, Around, Ops, Resample, resample_by_two
+from .ops import TORCH, Around, Ops, Packed, Resample, resample_by_two
 
 InitMode = Literal["xavier_uniform", "kaiming_uniform", "kaiming_normal"]
 
@@ -59,7 +59,7 @@ class Conv2d(nn.Module):
     bias: nn.Parameter | None
     resample_filter: Tensor | None
     ops: Ops = TORCH
-    packed: dict[torch.Size, Tensor] | None = None
+    packed: Packed | None = None
 
     def __init__(
         self,

@@ -1,7 +1,9 @@
 """The networks' operations on a CPU: GroupNorm and float32 linear layers in our C++ (csrc/group_norm_op.h,
-linear_op.h); convolution by oneDNN, on weights packed once and with the sum that follows inside it."""
+linear_op.h), and most convolutions (winograd_op.h); the others by oneDNN. Weights are packed once, and the sum that
+follows is inside."""
 
 import importlib.util
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
@@ -9,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import ops
-from .dense import outputs, require_weights, resamples, rows, rows_alike, suits
-from .ops import Resample
+from . import ops, winograd
+from .dense import outputs, require_dtype, require_weights, resamples, rows, rows_alike, suits
+from .ops import Packed, Resample
+from .winograd import tile_for
 
 if TYPE_CHECKING:
     from engine import _native
@@ -84,24 +87,60 @@ def conv2d(
     bias: Tensor | None,
     padding: int,
     add: Tensor | None = None,
-    packed: dict[torch.Size, Tensor] | None = None,
+    packed: Packed | None = None,
 ) -> Tensor:
-    """`ops.conv2d`; the weight is packed for a shape of x when it comes first, and kept for the last few shapes."""
-    if packed is None or not suits(x) or x.device.type != "cpu" or not onednn_knows(x.dtype):
+    """`ops.conv2d`, by Winograd's filtering where `winograd.tile_for` says so, otherwise by oneDNN.
+
+    The weight is packed when it is first needed: once for each size of Winograd's tiles, for oneDNN by the shape of x;
+    the last few are kept.
+    """
+    if packed is None or not suits(x) or x.device.type != "cpu":
+        return ops.conv2d(x, weight, bias, padding, add)
+    m = tile_for(x, weight, padding) if suits(add) else None
+    if m is not None:
+        own = _packed(packed, m, lambda: winograd.transform(weight, m))
+        return _convolve(x, own, len(weight), bias, add, m)
+    if not onednn_knows(x.dtype):
         return ops.conv2d(x, weight, bias, padding, add)
     pads, ones = [padding, padding], [1, 1]
-    own = packed.get(x.shape)
-    if own is None:
-        own = torch.ops.mkldnn._reorder_convolution_weight(weight, pads, ones, ones, 1, list(x.shape))
-        for oldest in list(packed)[: 1 - _PACKED_SHAPES]:  # a copy: other threads may be at it too
-            packed.pop(oldest, None)
-        packed[x.shape] = own
+    own = _packed(
+        packed,
+        x.shape,
+        lambda: torch.ops.mkldnn._reorder_convolution_weight(weight, pads, ones, ones, 1, list(x.shape)),
+    )
     if add is not None and add.is_contiguous(memory_format=torch.channels_last):
         return torch.ops.mkldnn._convolution_pointwise.binary(
             x, add, own, bias, pads, ones, ones, 1, "add", 1.0, None, [], ""
         )
     y = torch.ops.mkldnn._convolution_pointwise.default(x, own, bias, pads, ones, ones, 1, "none", [], "")
     return y if add is None else y.add_(add)
+
+
+def _packed(packed: Packed, key: torch.Size | int, pack: Callable[[], Tensor]) -> Tensor:
+    own = packed.get(key)
+    if own is None:
+        own = pack()
+        for oldest in list(packed)[: 1 - _PACKED_SHAPES]:  # a copy: other threads may be at it too
+            packed.pop(oldest, None)
+        packed[key] = own
+    return own
+
+
+def _convolve(x: Tensor, weight: Tensor, outputs: int, bias: Tensor | None, add: Tensor | None, m: int) -> Tensor:
+    """By Winograd's filtering, of a transformed weight; a sample's bits depend on nothing else."""
+    from engine import _native
+
+    batch, inputs, height, width = x.shape
+    require_dtype(x, bias=bias, add=add)
+    if add is not None and add.shape != (batch, outputs, height, width):
+        raise ValueError(f"add is {list(add.shape)}; allowed: {[batch, outputs, height, width]}")
+    out = torch.empty((batch, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    with _shown("edm::winograd"):
+        _native.winograd_cpu(
+            x.data_ptr(), weight.data_ptr(), _address(bias), _address(add), out.data_ptr(), _names()[0][x.dtype],
+            (batch, height, width, inputs, outputs), m, torch.get_num_threads(),
+        )  # fmt: skip
+    return out
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None = None, silu: bool = False) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Packed = dict[torch.Size | int, Tensor]  # an implementation's own forms of a weight, by what each is for
+
 
 class Resample(NamedTuple):
     """By two, up or down, with a separable low-pass filter; a kernel wants its taps, torch its outer product."""
@@ -106,9 +108,9 @@ def conv2d(
     bias: Tensor | None,
     padding: int,
     add: Tensor | None = None,
-    packed: dict[torch.Size, Tensor] | None = None,
+    packed: Packed | None = None,
 ) -> Tensor:
-    """conv(x) + add; packed: where an implementation may keep its own form of the weight, by x's shape."""
+    """conv(x) + add; packed: where an implementation may keep its own forms of the weight."""
     y = F.conv2d(x, weight, bias, padding=padding)
     return y if add is None else y + add
 

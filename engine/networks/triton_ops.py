@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import ops
 from .dense import outputs, require_dtype, require_weights, resamples, rows, rows_alike, suits
-from .ops import Resample
+from .ops import Packed, Resample
 
 
 def group_norm(
@@ -54,7 +54,7 @@ def conv2d(
     bias: Tensor | None,
     padding: int,
     add: Tensor | None = None,
-    packed: dict[torch.Size, Tensor] | None = None,
+    packed: Packed | None = None,
 ) -> Tensor:
     """`ops.conv2d`; bias and sum inside our own convolution, or in one launch after cuDNN's."""
     if x.dim() == 4:

@@ -1,0 +1,85 @@
+#include "winograd_op.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <new>
+#include <stdexcept>
+
+#include "normal_op.h"
+#include "parallel.h"
+
+namespace edm {
+namespace {
+
+// Transformed inputs that stay in a core's second cache, beside a panel of weights.
+constexpr std::int64_t kBlockFloats = 640 * 1024 / 4;
+constexpr std::int64_t kLeastTiles = 12, kGap = 16;
+// Products a thread must have to be worth waking: some 20 us of work.
+constexpr std::int64_t kProductsPerThread = 2000000;
+
+WinogradLoop find_loop(const std::string& isa) {
+    const std::string name = choose_isa(isa);
+#ifdef EDM_X86_64
+    if (name == "avx512") return winograd_avx512;
+    if (name == "avx2") return winograd_avx2;
+#endif
+    return winograd_generic;
+}
+
+void require(bool fine, const std::string& message) {
+    if (!fine) {
+        throw std::invalid_argument("winograd: " + message);
+    }
+}
+
+std::int64_t divided_up(std::int64_t total, std::int64_t by) { return (total + by - 1) / by; }
+
+struct Freed {
+    void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
+};
+using Floats = std::unique_ptr<float[], Freed>;
+
+Floats floats(std::int64_t count) {
+    return Floats(static_cast<float*>(::operator new[](static_cast<std::size_t>(count) * 4, std::align_val_t(64))));
+}
+
+}  // namespace
+
+std::int64_t winograd_scratch(const WinogradCall& call, std::int64_t tiles) {
+    return call.positions() * tiles * (call.inputs + kGap + kPanel) + call.inputs;
+}
+
+void winograd_cpu(const WinogradCall& call, std::int64_t threads, const std::string& isa) {
+    const WinogradLoop loop = find_loop(isa);
+    require(threads >= 1 && threads <= 1024, "threads must be in [1, 1024], got " + std::to_string(threads));
+    require(call.m == 2 || call.m == 4, "m must be 2 or 4, got " + std::to_string(call.m));
+    require(call.samples >= 0 && call.height >= 0 && call.width >= 0, "sizes must not be negative");
+    require(call.inputs > 0 && call.inputs % 16 == 0 && call.outputs > 0 && call.outputs % 16 == 0,
+            "inputs and outputs must be multiples of 16, got " + std::to_string(call.inputs) + " and " +
+                std::to_string(call.outputs));
+    require(call.dtype != kFloat64, "x must be float32, float16 or bfloat16");
+    const std::int64_t tiles = call.tiles();
+    if (tiles == 0) {
+        return;
+    }
+    require(call.x != 0 && call.weight != 0 && call.out != 0, "x, weight and out must be there");
+    const std::int64_t useful = tiles * call.positions() * call.inputs * call.outputs / kProductsPerThread + 1;
+    const std::int64_t workers = useful < threads ? useful : threads;
+    const std::int64_t fit = kBlockFloats / (call.positions() * call.inputs);
+    std::int64_t blocks = divided_up(tiles, fit < kLeastTiles ? kLeastTiles : fit);
+    const std::int64_t splits = blocks >= workers ? 1 : std::min(call.panels(), divided_up(workers, blocks));
+    if (splits == 1) blocks = std::min(tiles, divided_up(blocks, workers) * workers);
+    const std::int64_t units = blocks * splits, scratch = divided_up(winograd_scratch(call, divided_up(tiles, blocks)), 16) * 16;
+    const Floats memory = floats(workers * scratch);         // here, because bodies must not throw
+    std::atomic<std::int64_t> next{0};
+    parallel_ranges(workers, workers, [&](std::int64_t begin, std::int64_t) {
+        for (std::int64_t unit = next.fetch_add(1); unit < units; unit = next.fetch_add(1)) {
+            const std::int64_t block = unit / splits, split = unit % splits;
+            loop(call, {block * tiles / blocks, (block + 1) * tiles / blocks, split * call.panels() / splits,
+                        (split + 1) * call.panels() / splits}, memory.get() + begin * scratch);
+        }
+    });
+}
+
+}  // namespace edm

@@ -1,0 +1,55 @@
+// A 3x3 convolution of stride 1 and padding 1 on the CPU, in channels_last, by Winograd's minimal filtering (Lavin and
+// Gray 2016): out = conv(x) + bias + add. A tile of m by m outputs takes (m + 2)^2 products an input and output channel
+// instead of 9 m^2: for m = 2 4/9 of them, for m = 4 1/4.
+//
+// Everything within is float32, whatever x is. m = 2 interpolates at 0, 1, -1 and infinity; its sums are over the input
+// channels only, a ninth of those of the convolution as defined, and its error against float64 is the smaller one. m = 4,
+// at 0, +-3/4, +-3/2 and infinity, has about the error of torch's float32 convolution, far below what half precision
+// rounds away.
+//
+// An output's arithmetic is the same wherever its tile lies and whichever thread computes it: the bits of an image depend
+// neither on its batch nor on the number of threads, nor on whether the processor has AVX2 or AVX-512.
+#pragma once
+
+#include <string>
+
+#include "advance_call.h"
+
+namespace edm {
+
+constexpr int kPanel = 32;               // outputs whose weights lie together
+
+// x [samples, height, width, inputs], add (or 0) and out [samples, height, width, outputs] and bias (or 0) [outputs], all
+// dense and of one dtype. weight: float32 [ceil(outputs / kPanel), (m + 2)^2, inputs, kPanel], G w G^T of
+// engine/networks/winograd.py, zeros behind the last output. inputs and outputs are multiples of 16.
+struct WinogradCall {
+    std::int64_t samples = 0, height = 0, width = 0, inputs = 0, outputs = 0;
+    int m = 2;
+    Dtype dtype = kFloat32;
+    std::uintptr_t x = 0, weight = 0, bias = 0, add = 0, out = 0;
+
+    std::int64_t positions() const { return (m + 2) * (m + 2); }
+    std::int64_t tiles_down() const { return (height + m - 1) / m; }
+    std::int64_t tiles_across() const { return (width + m - 1) / m; }
+    std::int64_t tiles() const { return samples * tiles_down() * tiles_across(); }
+    std::int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
+};
+
+// Tiles [first, last), outputs of panels [first_panel, last_panel).
+struct WinogradPart {
+    std::int64_t first, last, first_panel, last_panel;
+};
+
+// Floats that a part of so many tiles needs for itself.
+std::int64_t winograd_scratch(const WinogradCall& call, std::int64_t tiles);
+
+// winograd_isa.cpp, compiled once for each instruction set. scratch: aligned to 64 bytes.
+using WinogradLoop = void (*)(const WinogradCall& call, const WinogradPart& part, float* scratch);
+void winograd_generic(const WinogradCall&, const WinogradPart&, float*);
+void winograd_avx2(const WinogradCall&, const WinogradPart&, float*);
+void winograd_avx512(const WinogradCall&, const WinogradPart&, float*);
+
+// isa: "auto" or one of normal_isas(). Throws std::invalid_argument before anything is written.
+void winograd_cpu(const WinogradCall& call, std::int64_t threads, const std::string& isa);
+
+}  // namespace edm

@@ -1,0 +1,155 @@
+"""Winograd's filtering in C++: against float64 by the yardstick of torch's convolution, and the bits it promises."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine import _native
+from engine.networks import native_ops, winograd
+from tests.conv_cases import case, check_against_torch
+
+SHAPES = [  # batch, channels in, channels out, height, width, kernel
+    (1, 16, 32, 4, 5, 3),
+    (2, 64, 48, 16, 16, 3),
+    (3, 32, 80, 7, 13, 3),
+    (1, 144, 16, 6, 5, 3),
+    (1, 256, 256, 8, 8, 3),
+    (2, 128, 128, 24, 8, 3),
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ISAS = _native.normal_isas()
+
+
+def filtered(x, weight, bias, past, m, threads=2, isa="auto"):
+    """Into memory full of NaN, so that nothing can be left from another call."""
+    batch, inputs, height, width = x.shape
+    out = torch.full((batch, len(weight), height, width), torch.nan, dtype=x.dtype)
+    out = out.contiguous(memory_format=torch.channels_last)
+    transformed = winograd.transform(weight, m)
+    _native.winograd_cpu(
+        x.data_ptr(), transformed.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        0 if past is None else past.data_ptr(), out.data_ptr(), native_ops._names()[0][x.dtype],
+        (batch, height, width, inputs, len(weight)), m, threads, isa,
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_is_as_exact_as_torch(shape, dtype, m):
+    """m = 4 in float32, which no rule chooses, is held to what half precision rounds away."""
+    arguments = case(shape, dtype)
+    if m == 4 and dtype == torch.float32:
+        x, weight, bias, past = (t.double() for t in arguments)
+        exact = F.conv2d(x, weight, bias, padding=1) + past
+        assert (filtered(*arguments, m) - exact).abs().max() < 1e-5 * exact.abs().max()
+    else:
+        check_against_torch(lambda *tensors: filtered(*tensors, m), arguments)
+
+
+@pytest.mark.parametrize("without", ["bias", "past"])
+def test_bias_and_sum_may_be_left_out(without):
+    x, weight, bias, past = case(SHAPES[1], torch.float32)
+    check_against_torch(
+        lambda *tensors: filtered(*tensors, 2),
+        (x, weight, None if without == "bias" else bias, None if without == "past" else past),
+    )
+
+
+def test_small_integers_come_out_exactly():
+    """Every intermediate number has few bits then: any wrong coefficient shows."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-4, 5, (2, 32, 9, 12), generator=generator).float().contiguous(memory_format=torch.channels_last)
+    weight = torch.randint(-4, 5, (48, 32, 3, 3), generator=generator).float()
+    assert torch.equal(filtered(x, weight, None, None, 2), F.conv2d(x, weight, padding=1))
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_depend_on_neither_batch_threads_nor_vectors(dtype, m):
+    x, weight, bias, past = case((5, 64, 80, 18, 11, 3), dtype)
+    whole = filtered(x, weight, bias, past, m, threads=1)
+    for b in range(len(x)):
+        alone = filtered(x[b : b + 1], weight, bias, past[b : b + 1], m, threads=3)
+        assert torch.equal(alone, whole[b : b + 1])
+    for threads in (2, 7, 64):
+        assert torch.equal(filtered(x, weight, bias, past, m, threads), whole)
+    if {"avx2", "avx512"} <= {*ISAS}:
+        assert torch.equal(filtered(x, weight, bias, past, m, isa="avx2"), whole)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_is_exact(isa):
+    arguments = case((2, 48, 64, 10, 10, 3), torch.float32)
+    check_against_torch(lambda *tensors: filtered(*tensors, 2, isa=isa), arguments)
+
+
+def test_a_sample_that_is_not_finite_stays_alone():
+    x, weight, bias, past = case(SHAPES[1], torch.float16)
+    expected = filtered(x, weight, bias, past, 4)
+    x[1, 3, 5, 5] = torch.inf
+    got = filtered(x, weight, bias, past, 4)
+    assert torch.equal(got[0], expected[0])
+    assert not got[1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"m": 3}, "m must be 2 or 4, got 3"),
+        ({"shape": (1, 4, 4, 15, 16)}, "multiples of 16, got 15 and 16"),
+        ({"shape": (1, 4, 4, 16, 8)}, "multiples of 16, got 16 and 8"),
+        ({"shape": (-1, 4, 4, 16, 16)}, "sizes must not be negative"),
+        ({"threads": 0}, r"threads must be in \[1, 1024\], got 0"),
+        ({"dtype": _native.Dtype.float64}, "x must be float32, float16 or bfloat16"),
+        ({"isa": "mmx"}, 'got "mmx"'),
+        ({"x": 0}, "x, weight and out must be there"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(changed, named):
+    out = torch.full((1, 16, 4, 4), 7.0)
+    arguments = {
+        "x": out.data_ptr(), "weight": out.data_ptr(), "bias": 0, "add": 0, "out": out.data_ptr(),
+        "dtype": _native.Dtype.float32, "shape": (1, 4, 4, 16, 16), "m": 2,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=named):
+        _native.winograd_cpu(**(arguments | changed))
+    assert bool((out == 7).all())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "channels", "amx", "fast_halves", "m"),
+    [
+        (torch.float32, 32, 128, False, False, 2),
+        (torch.float32, 8, 16, True, True, 2),
+        (torch.float32, 4, 128, False, False, None),  # too few tiles for that many weights
+        (torch.float32, 32, 24, False, False, None),
+        (torch.bfloat16, 32, 128, False, False, 4),
+        (torch.bfloat16, 8, 64, False, False, 2),
+        (torch.bfloat16, 32, 128, False, True, 4),
+        (torch.bfloat16, 32, 64, False, True, None),
+        (torch.bfloat16, 8, 256, False, True, None),
+        (torch.bfloat16, 32, 256, True, True, None),
+        (torch.float16, 16, 64, True, True, 4),
+    ],
+)
+def test_the_rule_of_who_convolves(monkeypatch, dtype, size, channels, amx, fast_halves, m):
+    monkeypatch.setattr(winograd, "_has_amx", lambda: amx)
+    monkeypatch.setattr(winograd, "_has_fast_halves", lambda: fast_halves)
+    x = torch.empty(1, channels, size, size, dtype=dtype)
+    assert winograd.tile_for(x, torch.empty(channels, channels, 3, 3), 1) == m
+    assert winograd.tile_for(x, torch.empty(channels, channels, 1, 1), 0) is None
+    assert winograd.tile_for(x, torch.empty(channels, channels, 3, 3), 2) is None
+
+
+def test_the_operation_takes_it_and_checks_its_tensors():
+    x, weight, bias, past = case((2, 64, 48, 16, 16, 3), torch.float32)
+    packed = {}
+    got = native_ops.conv2d(x, weight, bias, 1, past, packed)
+    assert torch.equal(got, filtered(x, weight, bias, past, 2))
+    assert list(packed) == [2]
+    with pytest.raises(ValueError, match="bias is torch.float16; allowed: the dtype of x"):
+        native_ops.conv2d(x, weight, bias.half(), 1, past, packed)
+    with pytest.raises(ValueError, match=r"add is \[1, 48, 16, 16\]; allowed: \[2, 48, 16, 16\]"):
+        native_ops.conv2d(x, weight, bias, 1, past[:1], packed)
