@@ -121,13 +121,15 @@ void transform_tile(const WinogradCall& call, std::int64_t tile, const S* zeros,
 }
 
 // R rows of a [.., K] times a panel's columns from b on: c, rows kPanel apart. Every sum runs over k in order, and starts
-// anew every kRun: it is then twice as exact, for 2% of the time.
+// anew every kRun: it is then twice as exact, for 2% of the time. ahead: weights to fetch from memory meanwhile.
 template <int R>
-void product(const float* a, const float* b, std::int64_t K, float* c) {
+void product(const float* a, const float* b, const float* ahead, std::int64_t K, float* c) {
     for (std::int64_t first = 0; first < K; first += kRun) {
         const std::int64_t last = first + kRun < K ? first + kRun : K;
         Lanes sum[R][2] = {};
         for (std::int64_t k = first; k < last; ++k) {
+            __builtin_prefetch(ahead + k * kPanel, 0, 2);
+            __builtin_prefetch(ahead + k * kPanel + kPanel / 2, 0, 2);
             const Lanes b0 = lanes(b + k * kPanel), b1 = lanes(b + k * kPanel + kLanes);
 #pragma GCC unroll 12                    // or the sums live in memory
             for (int r = 0; r < R; ++r) {
@@ -146,20 +148,20 @@ void product(const float* a, const float* b, std::int64_t K, float* c) {
     }
 }
 
-using Product = void (*)(const float*, const float*, std::int64_t, float*);
+using Product = void (*)(const float*, const float*, const float*, std::int64_t, float*);
 constexpr Product kProducts[] = {product<1>, product<2>, product<3>, product<4>,  product<5>,  product<6>
 #ifdef __AVX512F__
                                  , product<7>, product<8>, product<9>, product<10>, product<11>, product<12>
 #endif
 };
 
-// All rows times one panel, in blocks of rows that differ by one at most.
+// All rows times one panel, in blocks of rows that differ by one at most; the first fetches the next panel.
 void multiply(const float* a, const float* b, std::int64_t K, std::int64_t rows, float* c) {
     const std::int64_t blocks = (rows + kRows - 1) / kRows;
     for (std::int64_t block = 0, row = 0; block < blocks; ++block) {
         const std::int64_t count = rows / blocks + (block < rows % blocks ? 1 : 0);
         for (int column = 0; column < kPanel; column += 2 * kLanes) {
-            kProducts[count - 1](a + row * (K + kGap), b + column, K, c + row * kPanel + column);
+            kProducts[count - 1](a + row * (K + kGap), b + column, block == 0 ? b + K * kPanel : b, K, c + row * kPanel + column);
         }
         row += count;
     }
