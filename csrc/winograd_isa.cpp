@@ -46,41 +46,47 @@ template <int m>
 struct Transform;
 
 template <>
+struct Transform<1> {                    // of a 1x1 convolution: one product for one output
+    static void in(const Lanes* d, Lanes* out) { out[0] = d[0]; }
+    static void out(const Lanes* m, Lanes* y) { y[0] = m[0]; }
+};
+
+template <>
 struct Transform<2> {
-    static void in(const Lanes* d, std::int64_t step, Lanes* out) {
-        const Lanes d1 = d[step], d2 = d[2 * step];
+    static void in(const Lanes* d, Lanes* out) {
+        const Lanes d1 = d[1], d2 = d[2];
         out[0] = d2 - d[0];
         out[1] = d2 + d1;
         out[2] = d2 - d1;
-        out[3] = d[3 * step] - d1;
+        out[3] = d[3] - d1;
     }
-    static void out(const Lanes* m, std::int64_t step, Lanes* y) {
-        const Lanes plus = m[step], minus = m[2 * step];
+    static void out(const Lanes* m, Lanes* y) {
+        const Lanes plus = m[1], minus = m[2];
         y[0] = m[0] + (plus + minus);
-        y[1] = (plus - minus) + m[3 * step];
+        y[1] = (plus - minus) + m[3];
     }
 };
 
 template <>
 struct Transform<4> {
     static constexpr float a = 0.75f, b = 1.5f, a2 = a * a, b2 = b * b;    // exact, all of them
-    static void in(const Lanes* d, std::int64_t step, Lanes* out) {
-        const Lanes d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step];
+    static void in(const Lanes* d, Lanes* out) {
+        const Lanes d1 = d[1], d2 = d[2], d3 = d[3], d4 = d[4];
         out[0] = d4 - d2 * (a2 + b2) + d[0] * (a2 * b2);
         const Lanes even_a = d4 - d2 * b2, odd_a = (d3 - d1 * b2) * a, even_b = d4 - d2 * a2, odd_b = (d3 - d1 * a2) * b;
         out[1] = even_a + odd_a;
         out[2] = even_a - odd_a;
         out[3] = even_b + odd_b;
         out[4] = even_b - odd_b;
-        out[5] = d[5 * step] - d3 * (a2 + b2) + d1 * (a2 * b2);
+        out[5] = d[5] - d3 * (a2 + b2) + d1 * (a2 * b2);
     }
-    static void out(const Lanes* m, std::int64_t step, Lanes* y) {
-        const Lanes sum_a = m[step] + m[2 * step], difference_a = m[step] - m[2 * step];
-        const Lanes sum_b = m[3 * step] + m[4 * step], difference_b = m[3 * step] - m[4 * step];
+    static void out(const Lanes* m, Lanes* y) {
+        const Lanes sum_a = m[1] + m[2], difference_a = m[1] - m[2];
+        const Lanes sum_b = m[3] + m[4], difference_b = m[3] - m[4];
         y[0] = m[0] + (sum_a + sum_b);
         y[1] = difference_a * a + difference_b * b;
         y[2] = sum_a * a2 + sum_b * b2;
-        y[3] = difference_a * (a2 * a) + difference_b * (b2 * b) + m[5 * step];
+        y[3] = difference_a * (a2 * a) + difference_b * (b2 * b) + m[5];
     }
 };
 
@@ -88,20 +94,22 @@ struct Transform<4> {
 struct Place {
     std::int64_t sample, row, column;
 };
+template <int m>
 Place place_of(const WinogradCall& call, std::int64_t tile) {
+    if (m == 1) return {0, 0, tile};     // winograd_cpu makes one line of the pixels: divisions took a fifth of the time
     const std::int64_t across = call.tiles_across(), line = tile / across, down = call.tiles_down();
-    return {line / down, line % down * call.m, tile % across * call.m};
+    return {line / down, line % down * m, tile % across * m};
 }
 
 // Tile `tile` to the rows `row` of `to`, [positions, rows, inputs + kGap].
 template <int m, class S>
 void transform_tile(const WinogradCall& call, std::int64_t tile, const S* zeros, float* to, std::int64_t rows) {
-    constexpr int n = m + 2;
-    const Place place = place_of(call, tile);
+    constexpr int n = m == 1 ? 1 : m + 2, padding = m == 1 ? 0 : 1;
+    const Place place = place_of<m>(call, tile);
     const S* x = pointer<S>(call.x, place.sample * call.height * call.width * call.inputs);
     const S* from[n * n];
     for (int i = 0; i < n * n; ++i) {
-        const std::int64_t row = place.row + i / n - 1, column = place.column + i % n - 1;
+        const std::int64_t row = place.row + i / n - padding, column = place.column + i % n - padding;
         const bool inside = row >= 0 && row < call.height && column >= 0 && column < call.width;
         from[i] = inside ? x + (row * call.width + column) * call.inputs : zeros;
     }
@@ -110,20 +118,20 @@ void transform_tile(const WinogradCall& call, std::int64_t tile, const S* zeros,
         Lanes d[n], half[n * n], out[n];
         for (int j = 0; j < n; ++j) {
             for (int i = 0; i < n; ++i) d[i] = load(from[i * n + j] + c);
-            Transform<m>::in(d, 1, out);
+            Transform<m>::in(d, out);
             for (int i = 0; i < n; ++i) half[i * n + j] = out[i];
         }
         for (int i = 0; i < n; ++i) {
-            Transform<m>::in(half + i * n, 1, out);
+            Transform<m>::in(half + i * n, out);
             for (int j = 0; j < n; ++j) *reinterpret_cast<Lanes*>(to + (i * n + j) * step + c) = out[j];
         }
     }
 }
 
-// R rows of a [.., K] times a panel's columns from b on: c, rows kPanel apart. Every sum runs over k in order, and starts
+// R rows of a, stride apart, times a panel's columns from b on: c, rows kPanel apart. Every sum runs over k in order, and starts
 // anew every kRun: it is then twice as exact, for 2% of the time. ahead: weights to fetch from memory meanwhile.
 template <int R>
-void product(const float* a, const float* b, const float* ahead, std::int64_t K, float* c) {
+void product(const float* a, std::int64_t stride, const float* b, const float* ahead, std::int64_t K, float* c) {
     for (std::int64_t first = 0; first < K; first += kRun) {
         const std::int64_t last = first + kRun < K ? first + kRun : K;
         Lanes sum[R][2] = {};
@@ -133,7 +141,7 @@ void product(const float* a, const float* b, const float* ahead, std::int64_t K,
             const Lanes b0 = lanes(b + k * kPanel), b1 = lanes(b + k * kPanel + kLanes);
 #pragma GCC unroll 12                    // or the sums live in memory
             for (int r = 0; r < R; ++r) {
-                const float value = a[r * (K + kGap) + k];
+                const float value = a[r * stride + k];
                 sum[r][0] += value * b0;
                 sum[r][1] += value * b1;
             }
@@ -148,7 +156,7 @@ void product(const float* a, const float* b, const float* ahead, std::int64_t K,
     }
 }
 
-using Product = void (*)(const float*, const float*, const float*, std::int64_t, float*);
+using Product = void (*)(const float*, std::int64_t, const float*, const float*, std::int64_t, float*);
 constexpr Product kProducts[] = {product<1>, product<2>, product<3>, product<4>,  product<5>,  product<6>
 #ifdef __AVX512F__
                                  , product<7>, product<8>, product<9>, product<10>, product<11>, product<12>
@@ -156,12 +164,12 @@ constexpr Product kProducts[] = {product<1>, product<2>, product<3>, product<4>,
 };
 
 // All rows times one panel, in blocks of rows that differ by one at most; the first fetches the next panel.
-void multiply(const float* a, const float* b, std::int64_t K, std::int64_t rows, float* c) {
+void multiply(const float* a, std::int64_t stride, const float* b, std::int64_t K, std::int64_t rows, float* c) {
     const std::int64_t blocks = (rows + kRows - 1) / kRows;
     for (std::int64_t block = 0, row = 0; block < blocks; ++block) {
         const std::int64_t count = rows / blocks + (block < rows % blocks ? 1 : 0);
         for (int column = 0; column < kPanel; column += 2 * kLanes) {
-            kProducts[count - 1](a + row * (K + kGap), b + column, block == 0 ? b + K * kPanel : b, K, c + row * kPanel + column);
+            kProducts[count - 1](a + row * stride, stride, b + column, block == 0 ? b + K * kPanel : b, K, c + row * kPanel + column);
         }
         row += count;
     }
@@ -171,20 +179,20 @@ void multiply(const float* a, const float* b, std::int64_t K, std::int64_t rows,
 template <int m, class S>
 void finish_tile(const WinogradCall& call, std::int64_t tile, std::int64_t panel, const float* products,
                  std::int64_t rows) {
-    constexpr int n = m + 2;
-    const Place place = place_of(call, tile);
+    constexpr int n = m == 1 ? 1 : m + 2;
+    const Place place = place_of<m>(call, tile);
     const std::int64_t first = panel * kPanel, count = call.outputs - first < kPanel ? call.outputs - first : kPanel;
     for (std::int64_t c = 0; c < count; c += kLanes) {
         Lanes d[n], half[m * n], y[m];
         for (int j = 0; j < n; ++j) {
             for (int i = 0; i < n; ++i) d[i] = lanes(products + (i * n + j) * rows * kPanel + c);
-            Transform<m>::out(d, 1, y);
+            Transform<m>::out(d, y);
             for (int i = 0; i < m; ++i) half[i * n + j] = y[i];
         }
         Lanes bias = {};
         if (call.bias != 0) bias = load(pointer<S>(call.bias, first + c));
         for (int i = 0; i < m && place.row + i < call.height; ++i) {
-            Transform<m>::out(half + i * n, 1, y);
+            Transform<m>::out(half + i * n, y);
             const std::int64_t line = (place.sample * call.height + place.row + i) * call.width + place.column;
             for (int j = 0; j < m && place.column + j < call.width; ++j) {
                 const std::int64_t at = (line + j) * call.outputs + first + c;
@@ -198,18 +206,24 @@ void finish_tile(const WinogradCall& call, std::int64_t tile, std::int64_t panel
 
 template <int m, class S>
 void run(const WinogradCall& call, const WinogradPart& part, float* scratch) {
-    constexpr std::int64_t positions = (m + 2) * (m + 2);
+    constexpr std::int64_t positions = m == 1 ? 1 : (m + 2) * (m + 2);
     const std::int64_t rows = part.last - part.first, K = call.inputs, step = rows * (K + kGap);
     float* products = scratch + positions * step;
     auto* zeros = reinterpret_cast<S*>(products + positions * rows * kPanel);
     for (std::int64_t c = 0; c < K; ++c) zeros[c] = S{};
-    for (std::int64_t row = 0; row < rows; ++row) {
-        transform_tile<m>(call, part.first + row, zeros, scratch + row * (K + kGap), rows);
+    const float* made = scratch;
+    std::int64_t stride = K + kGap;
+    if (m == 1 && sizeof(S) == 4) {      // nothing to make: x as it lies
+        made = pointer<float>(call.x, part.first * K), stride = K;
+    } else {
+        for (std::int64_t row = 0; row < rows; ++row) {
+            transform_tile<m>(call, part.first + row, zeros, scratch + row * stride, rows);
+        }
     }
     const float* weight = reinterpret_cast<const float*>(call.weight);
     for (std::int64_t panel = part.first_panel; panel < part.last_panel; ++panel) {
         for (std::int64_t p = 0; p < positions; ++p) {
-            multiply(scratch + p * step, weight + (panel * positions + p) * K * kPanel, K, rows,
+            multiply(made + p * step, stride, weight + (panel * positions + p) * K * kPanel, K, rows,
                      products + p * rows * kPanel);
         }
         for (std::int64_t row = 0; row < rows; ++row) {
@@ -223,7 +237,7 @@ void run(const WinogradCall& call, const WinogradPart& part, float* scratch) {
 void EDM_JOIN(winograd_, EDM_ISA)(const WinogradCall& call, const WinogradPart& part, float* scratch) {
     with_type(call.dtype, [&](auto type) {
         using S = decltype(type);
-        call.m == 2 ? run<2, S>(call, part, scratch) : run<4, S>(call, part, scratch);
+        (call.m == 1 ? run<1, S> : call.m == 2 ? run<2, S> : run<4, S>)(call, part, scratch);
     });
 }
 

@@ -50,10 +50,11 @@ std::int64_t winograd_scratch(const WinogradCall& call, std::int64_t tiles) {
     return call.positions() * tiles * (call.inputs + kGap + kPanel) + call.inputs;
 }
 
-void winograd_cpu(const WinogradCall& call, std::int64_t threads, const std::string& isa) {
+void winograd_cpu(const WinogradCall& asked, std::int64_t threads, const std::string& isa) {
+    WinogradCall call = asked;
     const WinogradLoop loop = find_loop(isa);
     require(threads >= 1 && threads <= 1024, "threads must be in [1, 1024], got " + std::to_string(threads));
-    require(call.m == 2 || call.m == 4, "m must be 2 or 4, got " + std::to_string(call.m));
+    require(call.m == 1 || call.m == 2 || call.m == 4, "m must be 1, 2 or 4, got " + std::to_string(call.m));
     require(call.samples >= 0 && call.height >= 0 && call.width >= 0, "sizes must not be negative");
     require(call.inputs > 0 && call.inputs % 16 == 0 && call.outputs > 0 && call.outputs % 16 == 0,
             "inputs and outputs must be multiples of 16, got " + std::to_string(call.inputs) + " and " +
@@ -64,6 +65,7 @@ void winograd_cpu(const WinogradCall& call, std::int64_t threads, const std::str
         return;
     }
     require(call.x != 0 && call.weight != 0 && call.out != 0, "x, weight and out must be there");
+    if (call.m == 1) call.samples = call.height = 1, call.width = tiles;    // pixels have no neighbours
     const std::int64_t useful = tiles * call.positions() * call.inputs * call.outputs / kProductsPerThread + 1;
     const std::int64_t workers = useful < threads ? useful : threads;
     const std::int64_t fit = kBlockFloats / (call.positions() * call.inputs);

@@ -1,6 +1,6 @@
-// A 3x3 convolution of stride 1 and padding 1 on the CPU, in channels_last, by Winograd's minimal filtering (Lavin and
-// Gray 2016): out = conv(x) + bias + add. A tile of m by m outputs takes (m + 2)^2 products an input and output channel
-// instead of 9 m^2: for m = 2 4/9 of them, for m = 4 1/4.
+// A convolution of stride 1 on the CPU, in channels_last: out = conv(x) + bias + add. One of 3x3, padding 1, by Winograd's
+// minimal filtering (Lavin and Gray 2016): a tile of m by m outputs takes (m + 2)^2 products an input and output channel
+// instead of 9 m^2: for m = 2 4/9 of them, for m = 4 1/4. One of 1x1 as it is defined, by the same loops: m = 1.
 //
 // Everything within is float32, whatever x is. m = 2 interpolates at 0, 1, -1 and infinity; its sums are over the input
 // channels only, a ninth of those of the convolution as defined, and its error against float64 is the smaller one. m = 4,
@@ -20,7 +20,7 @@ namespace edm {
 constexpr int kPanel = 32;               // outputs whose weights lie together
 
 // x [samples, height, width, inputs], add (or 0) and out [samples, height, width, outputs] and bias (or 0) [outputs], all
-// dense and of one dtype. weight: float32 [ceil(outputs / kPanel), (m + 2)^2, inputs, kPanel], G w G^T of
+// dense and of one dtype. weight: float32 [ceil(outputs / kPanel), positions, inputs, kPanel], G w G^T of
 // engine/networks/winograd.py, zeros behind the last output. inputs and outputs are multiples of 16.
 struct WinogradCall {
     std::int64_t samples = 0, height = 0, width = 0, inputs = 0, outputs = 0;
@@ -28,7 +28,7 @@ struct WinogradCall {
     Dtype dtype = kFloat32;
     std::uintptr_t x = 0, weight = 0, bias = 0, add = 0, out = 0;
 
-    std::int64_t positions() const { return (m + 2) * (m + 2); }
+    std::int64_t positions() const { return m == 1 ? 1 : (m + 2) * (m + 2); }
     std::int64_t tiles_down() const { return (height + m - 1) / m; }
     std::int64_t tiles_across() const { return (width + m - 1) / m; }
     std::int64_t tiles() const { return samples * tiles_down() * tiles_across(); }

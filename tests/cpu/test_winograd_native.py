@@ -48,6 +48,12 @@ def test_it_is_as_exact_as_torch(shape, dtype, m):
         check_against_torch(lambda *tensors: filtered(*tensors, m), arguments)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(*shape[:5], 1) for shape in SHAPES], ids=str)
+def test_so_is_a_1x1_convolution(shape, dtype):
+    check_against_torch(lambda *tensors: filtered(*tensors, 1), case(shape, dtype))
+
+
 @pytest.mark.parametrize("without", ["bias", "past"])
 def test_bias_and_sum_may_be_left_out(without):
     x, weight, bias, past = case(SHAPES[1], torch.float32)
@@ -65,10 +71,10 @@ def test_small_integers_come_out_exactly():
     assert torch.equal(filtered(x, weight, None, None, 2), F.conv2d(x, weight, padding=1))
 
 
-@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("m", [1, 2, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_depend_on_neither_batch_threads_nor_vectors(dtype, m):
-    x, weight, bias, past = case((5, 64, 80, 18, 11, 3), dtype)
+    x, weight, bias, past = case((5, 64, 80, 18, 11, 1 if m == 1 else 3), dtype)
     whole = filtered(x, weight, bias, past, m, threads=1)
     for b in range(len(x)):
         alone = filtered(x[b : b + 1], weight, bias, past[b : b + 1], m, threads=3)
@@ -97,7 +103,7 @@ def test_a_sample_that_is_not_finite_stays_alone():
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"m": 3}, "m must be 2 or 4, got 3"),
+        ({"m": 3}, "m must be 1, 2 or 4, got 3"),
         ({"shape": (1, 4, 4, 15, 16)}, "multiples of 16, got 15 and 16"),
         ({"shape": (1, 4, 4, 16, 8)}, "multiples of 16, got 16 and 8"),
         ({"shape": (-1, 4, 4, 16, 16)}, "sizes must not be negative"),
@@ -119,27 +125,27 @@ def test_what_cannot_be_is_refused_before_anything_is_written(changed, named):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "size", "channels", "amx", "fast_halves", "m"),
+    ("dtype", "size", "channels", "amx", "fast_halves", "of_3x3", "of_1x1"),
     [
-        (torch.float32, 32, 128, False, False, 2),
-        (torch.float32, 8, 16, True, True, 2),
-        (torch.float32, 4, 128, False, False, None),  # too few tiles for that many weights
-        (torch.float32, 32, 24, False, False, None),
-        (torch.bfloat16, 32, 128, False, False, 4),
-        (torch.bfloat16, 8, 64, False, False, 2),
-        (torch.bfloat16, 32, 128, False, True, 4),
-        (torch.bfloat16, 32, 64, False, True, None),
-        (torch.bfloat16, 8, 256, False, True, None),
-        (torch.bfloat16, 32, 256, True, True, None),
-        (torch.float16, 16, 64, True, True, 4),
+        (torch.float32, 32, 128, False, False, 2, 1),
+        (torch.float32, 8, 16, True, True, 2, 1),
+        (torch.float32, 4, 128, False, False, None, 1),  # too few tiles for that many weights
+        (torch.float32, 32, 24, False, False, None, None),
+        (torch.bfloat16, 32, 128, False, False, 4, 1),
+        (torch.bfloat16, 8, 64, False, False, 2, 1),
+        (torch.bfloat16, 32, 128, False, True, 4, None),
+        (torch.bfloat16, 32, 64, False, True, None, None),
+        (torch.bfloat16, 8, 256, False, True, None, None),
+        (torch.bfloat16, 32, 256, True, True, None, None),
+        (torch.float16, 16, 64, True, True, 4, 1),
     ],
 )
-def test_the_rule_of_who_convolves(monkeypatch, dtype, size, channels, amx, fast_halves, m):
+def test_the_rule_of_who_convolves(monkeypatch, dtype, size, channels, amx, fast_halves, of_3x3, of_1x1):
     monkeypatch.setattr(winograd, "_has_amx", lambda: amx)
     monkeypatch.setattr(winograd, "_has_fast_halves", lambda: fast_halves)
     x = torch.empty(1, channels, size, size, dtype=dtype)
-    assert winograd.tile_for(x, torch.empty(channels, channels, 3, 3), 1) == m
-    assert winograd.tile_for(x, torch.empty(channels, channels, 1, 1), 0) is None
+    assert winograd.tile_for(x, torch.empty(channels, channels, 3, 3), 1) == of_3x3
+    assert winograd.tile_for(x, torch.empty(channels, channels, 1, 1), 0) == of_1x1
     assert winograd.tile_for(x, torch.empty(channels, channels, 3, 3), 2) is None
 
 
@@ -149,7 +155,7 @@ def test_the_operation_takes_it_and_checks_its_tensors():
     got = native_ops.conv2d(x, weight, bias, 1, past, packed)
     assert torch.equal(got, filtered(x, weight, bias, past, 2))
     assert list(packed) == [2]
-    with pytest.raises(ValueError, match="bias is torch.float16; allowed: the dtype of x"):
+    with pytest.raises(ValueError, match=r"bias is torch\.float16; allowed: the dtype of x"):
         native_ops.conv2d(x, weight, bias.half(), 1, past, packed)
     with pytest.raises(ValueError, match=r"add is \[1, 48, 16, 16\]; allowed: \[2, 48, 16, 16\]"):
         native_ops.conv2d(x, weight, bias, 1, past[:1], packed)
