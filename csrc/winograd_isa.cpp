@@ -22,22 +22,15 @@ constexpr std::int64_t kRun = 64;         // products in one sum
 
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 
-inline Lanes load(const Float32* p) { return *reinterpret_cast<const Lanes*>(p); }
-inline void store(Float32* p, const Lanes& v) { *reinterpret_cast<Lanes*>(p) = v; }
 inline Lanes lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
+inline void put(float* p, const Lanes& v) { *reinterpret_cast<Lanes*>(p) = v; }
 
+// A line of elements as float32, where they are not. In a loop of its own, because it then vectorises.
+inline const float* as_floats(const Float32* from, std::int64_t, float*) { return &from->bits; }
 template <class S>
-Lanes load(const S* p) {
-    float values[kLanes];
-    for (int i = 0; i < kLanes; ++i) values[i] = p[i].value();
-    return lanes(values);
-}
-
-template <class S>
-void store(S* p, const Lanes& v) {
-    float values[kLanes];
-    *reinterpret_cast<Lanes*>(values) = v;
-    for (int i = 0; i < kLanes; ++i) p[i] = S::of(values[i]);
+const float* as_floats(const S* from, std::int64_t count, float* __restrict__ to) {
+    for (std::int64_t c = 0; c < count; ++c) to[c] = from[c].value();
+    return to;
 }
 
 // B^T d and A^T M of one dimension. Position 0 is the point 0, then come the pairs +p, -p, then infinity: a row of B^T
@@ -101,29 +94,30 @@ Place place_of(const WinogradCall& call, std::int64_t tile) {
     return {line / down, line % down * m, tile % across * m};
 }
 
-// Tile `tile` to the rows `row` of `to`, [positions, rows, inputs + kGap].
+// Tile `tile` to a row of each of `to`, [positions, rows, inputs + kGap]. space: of the tile's pixels, [n * n, inputs].
 template <int m, class S>
-void transform_tile(const WinogradCall& call, std::int64_t tile, const S* zeros, float* to, std::int64_t rows) {
+void transform_tile(const WinogradCall& call, std::int64_t tile, const float* zeros, float* space, float* to,
+                    std::int64_t rows) {
     constexpr int n = m == 1 ? 1 : m + 2, padding = m == 1 ? 0 : 1;
+    const std::int64_t K = call.inputs, step = rows * (K + kGap);
     const Place place = place_of<m>(call, tile);
-    const S* x = pointer<S>(call.x, place.sample * call.height * call.width * call.inputs);
-    const S* from[n * n];
+    const S* x = pointer<S>(call.x, place.sample * call.height * call.width * K);
+    const float* from[n * n];
     for (int i = 0; i < n * n; ++i) {
         const std::int64_t row = place.row + i / n - padding, column = place.column + i % n - padding;
         const bool inside = row >= 0 && row < call.height && column >= 0 && column < call.width;
-        from[i] = inside ? x + (row * call.width + column) * call.inputs : zeros;
+        from[i] = inside ? as_floats(x + (row * call.width + column) * K, K, space + i * K) : zeros;
     }
-    const std::int64_t step = rows * (call.inputs + kGap);
-    for (std::int64_t c = 0; c < call.inputs; c += kLanes) {
+    for (std::int64_t c = 0; c < K; c += kLanes) {
         Lanes d[n], half[n * n], out[n];
         for (int j = 0; j < n; ++j) {
-            for (int i = 0; i < n; ++i) d[i] = load(from[i * n + j] + c);
+            for (int i = 0; i < n; ++i) d[i] = lanes(from[i * n + j] + c);
             Transform<m>::in(d, out);
             for (int i = 0; i < n; ++i) half[i * n + j] = out[i];
         }
         for (int i = 0; i < n; ++i) {
             Transform<m>::in(half + i * n, out);
-            for (int j = 0; j < n; ++j) *reinterpret_cast<Lanes*>(to + (i * n + j) * step + c) = out[j];
+            for (int j = 0; j < n; ++j) put(to + (i * n + j) * step + c, out[j]);
         }
     }
 }
@@ -149,8 +143,8 @@ void product(const float* a, std::int64_t stride, const float* b, const float* a
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
             for (int v = 0; v < 2; ++v) {
-                auto* to = reinterpret_cast<Lanes*>(c + r * kPanel + v * kLanes);
-                *to = first == 0 ? sum[r][v] : *to + sum[r][v];
+                float* to = c + r * kPanel + v * kLanes;
+                put(to, first == 0 ? sum[r][v] : lanes(to) + sum[r][v]);
             }
         }
     }
@@ -175,31 +169,41 @@ void multiply(const float* a, std::int64_t stride, const float* b, std::int64_t 
     }
 }
 
+template <class S>
+void finish_pixel(const float* y, const float* bias, const S* add, std::int64_t count, S* __restrict__ out) {
+    if (add == nullptr) {
+        for (std::int64_t c = 0; c < count; ++c) out[c] = S::of(y[c] + bias[c]);
+    } else {
+        for (std::int64_t c = 0; c < count; ++c) out[c] = S::of(y[c] + bias[c] + add[c].value());
+    }
+}
+
 // One tile's outputs of a panel from products [positions, rows, kPanel].
 template <int m, class S>
 void finish_tile(const WinogradCall& call, std::int64_t tile, std::int64_t panel, const float* products,
-                 std::int64_t rows) {
+                 std::int64_t rows, const float* bias) {
     constexpr int n = m == 1 ? 1 : m + 2;
-    const Place place = place_of<m>(call, tile);
-    const std::int64_t first = panel * kPanel, count = call.outputs - first < kPanel ? call.outputs - first : kPanel;
-    for (std::int64_t c = 0; c < count; c += kLanes) {
+    float made[m * m][kPanel];
+    for (int c = 0; c < kPanel; c += kLanes) {
         Lanes d[n], half[m * n], y[m];
         for (int j = 0; j < n; ++j) {
             for (int i = 0; i < n; ++i) d[i] = lanes(products + (i * n + j) * rows * kPanel + c);
             Transform<m>::out(d, y);
             for (int i = 0; i < m; ++i) half[i * n + j] = y[i];
         }
-        Lanes bias = {};
-        if (call.bias != 0) bias = load(pointer<S>(call.bias, first + c));
-        for (int i = 0; i < m && place.row + i < call.height; ++i) {
+        for (int i = 0; i < m; ++i) {
             Transform<m>::out(half + i * n, y);
-            const std::int64_t line = (place.sample * call.height + place.row + i) * call.width + place.column;
-            for (int j = 0; j < m && place.column + j < call.width; ++j) {
-                const std::int64_t at = (line + j) * call.outputs + first + c;
-                Lanes value = y[j] + bias;
-                if (call.add != 0) value += load(pointer<S>(call.add, at));
-                store(reinterpret_cast<S*>(call.out) + at, value);
-            }
+            for (int j = 0; j < m; ++j) put(made[i * m + j] + c, y[j]);
+        }
+    }
+    const Place place = place_of<m>(call, tile);
+    const std::int64_t first = panel * kPanel, count = call.outputs - first < kPanel ? call.outputs - first : kPanel;
+    for (int i = 0; i < m && place.row + i < call.height; ++i) {
+        for (int j = 0; j < m && place.column + j < call.width; ++j) {
+            const std::int64_t pixel = (place.sample * call.height + place.row + i) * call.width + place.column + j;
+            const std::int64_t at = pixel * call.outputs + first;
+            finish_pixel(made[i * m + j], bias, call.add != 0 ? pointer<S>(call.add, at) : nullptr, count,
+                         reinterpret_cast<S*>(call.out) + at);
         }
     }
 }
@@ -209,15 +213,15 @@ void run(const WinogradCall& call, const WinogradPart& part, float* scratch) {
     constexpr std::int64_t positions = m == 1 ? 1 : (m + 2) * (m + 2);
     const std::int64_t rows = part.last - part.first, K = call.inputs, step = rows * (K + kGap);
     float* products = scratch + positions * step;
-    auto* zeros = reinterpret_cast<S*>(products + positions * rows * kPanel);
-    for (std::int64_t c = 0; c < K; ++c) zeros[c] = S{};
+    float *zeros = products + positions * rows * kPanel, *space = zeros + K, bias[kPanel];
+    for (std::int64_t c = 0; c < K; ++c) zeros[c] = 0;
     const float* made = scratch;
     std::int64_t stride = K + kGap;
     if (m == 1 && sizeof(S) == 4) {      // nothing to make: x as it lies
         made = pointer<float>(call.x, part.first * K), stride = K;
     } else {
         for (std::int64_t row = 0; row < rows; ++row) {
-            transform_tile<m>(call, part.first + row, zeros, scratch + row * stride, rows);
+            transform_tile<m, S>(call, part.first + row, zeros, space, scratch + row * stride, rows);
         }
     }
     const float* weight = reinterpret_cast<const float*>(call.weight);
@@ -226,8 +230,12 @@ void run(const WinogradCall& call, const WinogradPart& part, float* scratch) {
             multiply(made + p * step, stride, weight + (panel * positions + p) * K * kPanel, K, rows,
                      products + p * rows * kPanel);
         }
+        for (std::int64_t c = 0; c < kPanel; ++c) {
+            const std::int64_t output = panel * kPanel + c;
+            bias[c] = call.bias != 0 && output < call.outputs ? pointer<S>(call.bias, output)->value() : 0;
+        }
         for (std::int64_t row = 0; row < rows; ++row) {
-            finish_tile<m, S>(call, part.first + row, panel, products + row * kPanel, rows);
+            finish_tile<m, S>(call, part.first + row, panel, products + row * kPanel, rows, bias);
         }
     }
 }

@@ -47,7 +47,7 @@ Floats floats(std::int64_t count) {
 }  // namespace
 
 std::int64_t winograd_scratch(const WinogradCall& call, std::int64_t tiles) {
-    return call.positions() * tiles * (call.inputs + kGap + kPanel) + call.inputs;
+    return call.positions() * (tiles * (call.inputs + kGap + kPanel) + call.inputs) + call.inputs;
 }
 
 void winograd_cpu(const WinogradCall& asked, std::int64_t threads, const std::string& isa) {

@@ -20,12 +20,13 @@ _PANEL = 32  # kPanel there
 
 
 def tile_for(x: Tensor, weight: Tensor, padding: int) -> int | None:
-    """m of the m by m outputs of a tile; None for a convolution that is left to oneDNN (figures: bench/bench_ops.py).
+    """m of the m by m outputs of a tile; None for a convolution that is left to oneDNN (figures: bench/bench_convs.py).
 
     1x1, m = 1: up to twice oneDNN's speed for single images, some nine tenths of it for large batches. 3x3: float32
-    takes m = 2, with less error than the sum as defined and 1.3 to 1.9 times as fast. Half precision computes in float32
-    too, so that m = 4 costs no accuracy; of small images it has too few tiles for the weights that it reads. Where
-    products of bfloat16 are faster than float32's, oneDNN keeps all but large images of many channels; with AMX all.
+    takes m = 2, with less error than the sum as defined, and 1.3 to 1.9 times as fast. Half precision computes in
+    float32 too, so that m = 4 costs no accuracy; of small images it has too few tiles for the weights that it reads.
+    Where products of bfloat16 are faster than float32's, oneDNN keeps all but large images of many channels; with AMX
+    all.
     """
     outputs, inputs, *kernel = weight.shape
     pixels = x.shape[2] * x.shape[3]
@@ -33,7 +34,7 @@ def tile_for(x: Tensor, weight: Tensor, padding: int) -> int | None:
         return None
     large = kernel == [3, 3] and pixels >= 256
     if x.dtype == torch.bfloat16:
-        worth = large and min(inputs, outputs) >= 128
+        worth = large and min(inputs, outputs) >= 64
         if _has_amx() or (_has_fast_halves() and not worth):
             return None
     if kernel == [1, 1]:
