@@ -1,5 +1,6 @@
-// Splits a range over the threads of a small pool. A pool, because starting threads costs more than the work of a
-// usual call (two threads were slower than one at 64x3x32x32); not OpenMP, because torch brings its own runtime.
+// Splits a range over threads that are there already, because starting them costs more than the work of a usual call
+// (two threads were slower than one at 64x3x32x32): those of the OpenMP runtime that torch brings, which is looked up and
+// not linked, or of a small pool.
 #pragma once
 
 #include <cstdint>

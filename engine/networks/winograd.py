@@ -23,7 +23,7 @@ def tile_for(x: Tensor, weight: Tensor, padding: int) -> int | None:
     """m of the m by m outputs of a tile; None for a convolution that is left to oneDNN (figures: bench/bench_convs.py).
 
     1x1, m = 1: up to twice oneDNN's speed for single images, some nine tenths of it for large batches. 3x3: float32
-    takes m = 2, with less error than the sum as defined, and 1.3 to 1.9 times as fast. Half precision computes in
+    takes m = 2, with less error than the sum as defined, and 1.4 to 2 times as fast. Half precision computes in
     float32 too, so that m = 4 costs no accuracy; of small images it has too few tiles for the weights that it reads.
     Where products of bfloat16 are faster than float32's, oneDNN keeps all but large images of many channels; with AMX
     all.
