@@ -17,7 +17,6 @@ constexpr int kLanes = 8, kRows = 6;     // 12 of 16
 #else
 constexpr int kLanes = 4, kRows = 6;
 #endif
-constexpr std::int64_t kGap = 16;        // floats between rows: at powers of two they would share few lines of the cache
 constexpr std::int64_t kRun = 64;         // products in one sum
 
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));

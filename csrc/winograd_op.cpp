@@ -14,7 +14,7 @@ namespace {
 
 // Transformed inputs that stay in a core's second cache, beside a panel of weights.
 constexpr std::int64_t kBlockFloats = 640 * 1024 / 4;
-constexpr std::int64_t kLeastTiles = 12, kGap = 16;
+constexpr std::int64_t kLeastTiles = 12;
 // Products a thread must have to be worth waking: some 20 us of work.
 constexpr std::int64_t kProductsPerThread = 2000000;
 

@@ -18,6 +18,7 @@
 namespace edm {
 
 constexpr int kPanel = 32;               // outputs whose weights lie together
+constexpr std::int64_t kGap = 16;        // floats between rows of scratch: at powers of two they would share few lines of the cache
 
 // x [samples, height, width, inputs], add (or 0) and out [samples, height, width, outputs] and bias (or 0) [outputs], all
 // dense and of one dtype. weight: float32 [ceil(outputs / kPanel), positions, inputs, kPanel], G w G^T of
