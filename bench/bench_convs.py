@@ -30,9 +30,9 @@ def ways_to_convolve(shape: Shape, batch: int, dtype: torch.dtype) -> tuple[dict
         calls["oneDNN"] = lambda: torch.ops.mkldnn._convolution_pointwise.binary(
             x, past, packed, bias, padding, ones, ones, 1, "add", 1.0, None, [], ""
         )
+    own = winograd.pack(weight)
     for m in (1,) if kernel == 1 else (2, 4):
-        own = winograd.transform(weight, m)
-        calls[f"m = {m}"] = lambda own=own, m=m: native_ops._convolve(x, own, channels_out, bias, past, m)
+        calls[f"m = {m}"] = lambda m=m: native_ops._convolve(x, own, channels_out, bias, past, m)
     m = winograd.tile_for(x, weight, kernel // 2)
     return calls, "oneDNN" if m is None else f"m = {m}"
 

@@ -17,8 +17,6 @@ constexpr int kLanes = 8, kRows = 6;     // 12 of 16
 #else
 constexpr int kLanes = 4, kRows = 6;
 #endif
-constexpr std::int64_t kRun = 64;         // products in one sum
-
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 
 inline Lanes lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
@@ -32,14 +30,26 @@ const float* as_floats(const S* from, std::int64_t count, float* __restrict__ to
     return to;
 }
 
-// B^T d and A^T M of one dimension. Position 0 is the point 0, then come the pairs +p, -p, then infinity: a row of B^T
-// holds the coefficients of the product of (x - q) over all other finite points q.
+inline std::int64_t run_length(std::int64_t K, std::int64_t first) { return first + kRun < K ? kRun : K - first; }
+
+// Part p of so many of count elements, on their way from memory to the second cache.
+template <class S>
+void fetch(const S* from, std::int64_t count, std::int64_t p, std::int64_t parts) {
+    constexpr std::int64_t line = 64 / sizeof(S);
+    const std::int64_t lines = count / line;
+    for (std::int64_t i = p * lines / parts; i < (p + 1) * lines / parts; ++i) __builtin_prefetch(from + i * line, 0, 2);
+}
+
+// B^T d, G w and A^T M of one dimension. Position 0 is the point 0, then come the pairs +p, -p, then infinity: a row of
+// B^T holds the coefficients of the product of (x - q) over all other finite points q, one of G 1, p and p^2 over the
+// value of that product at p.
 template <int m>
 struct Transform;
 
 template <>
 struct Transform<1> {                    // of a 1x1 convolution: one product for one output
     static void in(const Lanes* d, Lanes* out) { out[0] = d[0]; }
+    static void weight(const Lanes* w, Lanes* out) { out[0] = w[0]; }
     static void out(const Lanes* m, Lanes* y) { y[0] = m[0]; }
 };
 
@@ -51,6 +61,13 @@ struct Transform<2> {
         out[1] = d2 + d1;
         out[2] = d2 - d1;
         out[3] = d[3] - d1;
+    }
+    static void weight(const Lanes* w, Lanes* out) {
+        const Lanes even = (w[0] + w[2]) * 0.5f, odd = w[1] * 0.5f, last = w[2];
+        out[0] = -w[0];
+        out[1] = even + odd;
+        out[2] = even - odd;
+        out[3] = last;
     }
     static void out(const Lanes* m, Lanes* y) {
         const Lanes plus = m[1], minus = m[2];
@@ -71,6 +88,18 @@ struct Transform<4> {
         out[3] = even_b + odd_b;
         out[4] = even_b - odd_b;
         out[5] = d[5] - d3 * (a2 + b2) + d1 * (a2 * b2);
+    }
+    static void weight(const Lanes* w, Lanes* out) {
+        constexpr float at_a = 1 / (2 * a2 * (a2 - b2)), at_b = 1 / (2 * b2 * (b2 - a2));
+        const Lanes w0 = w[0], w1 = w[1], w2 = w[2];
+        const Lanes even_a = w0 * at_a + w2 * (at_a * a2), odd_a = w1 * (at_a * a);
+        const Lanes even_b = w0 * at_b + w2 * (at_b * b2), odd_b = w1 * (at_b * b);
+        out[0] = w0 * (1 / (a2 * b2));
+        out[1] = even_a + odd_a;
+        out[2] = even_a - odd_a;
+        out[3] = even_b + odd_b;
+        out[4] = even_b - odd_b;
+        out[5] = w2;
     }
     static void out(const Lanes* m, Lanes* y) {
         const Lanes sum_a = m[1] + m[2], difference_a = m[1] - m[2];
@@ -93,78 +122,102 @@ Place place_of(const WinogradCall& call, std::int64_t tile) {
     return {line / down, line % down * m, tile % across * m};
 }
 
-// Tile `tile` to a row of each of `to`, [positions, rows, inputs + kGap]. space: of the tile's pixels, [n * n, inputs].
+// Tile number row of a part to its row of each position: to [runs of inputs][positions][rows][inputs of the run].
+// space: of the tile's pixels, [n * n, inputs].
 template <int m, class S>
-void transform_tile(const WinogradCall& call, std::int64_t tile, const float* zeros, float* space, float* to,
-                    std::int64_t rows) {
+void transform_tile(const WinogradCall& call, const WinogradPart& part, std::int64_t row, const float* zeros, float* space,
+                    float* to) {
     constexpr int n = m == 1 ? 1 : m + 2, padding = m == 1 ? 0 : 1;
-    const std::int64_t K = call.inputs, step = rows * (K + kGap);
-    const Place place = place_of<m>(call, tile);
+    const std::int64_t K = call.inputs, rows = part.last - part.first;
+    const Place place = place_of<m>(call, part.first + row);
     const S* x = pointer<S>(call.x, place.sample * call.height * call.width * K);
     const float* from[n * n];
     for (int i = 0; i < n * n; ++i) {
-        const std::int64_t row = place.row + i / n - padding, column = place.column + i % n - padding;
-        const bool inside = row >= 0 && row < call.height && column >= 0 && column < call.width;
-        from[i] = inside ? as_floats(x + (row * call.width + column) * K, K, space + i * K) : zeros;
+        const std::int64_t line = place.row + i / n - padding, column = place.column + i % n - padding;
+        const bool inside = line >= 0 && line < call.height && column >= 0 && column < call.width;
+        from[i] = inside ? as_floats(x + (line * call.width + column) * K, K, space + i * K) : zeros;
     }
-    for (std::int64_t c = 0; c < K; c += kLanes) {
-        Lanes d[n], half[n * n], out[n];
-        for (int j = 0; j < n; ++j) {
-            for (int i = 0; i < n; ++i) d[i] = lanes(from[i * n + j] + c);
-            Transform<m>::in(d, out);
-            for (int i = 0; i < n; ++i) half[i * n + j] = out[i];
-        }
-        for (int i = 0; i < n; ++i) {
-            Transform<m>::in(half + i * n, out);
-            for (int j = 0; j < n; ++j) put(to + (i * n + j) * step + c, out[j]);
-        }
-    }
-}
-
-// R rows of a, stride apart, times a panel's columns from b on: c, rows kPanel apart. Every sum runs over k in order, and starts
-// anew every kRun: it is then twice as exact, for 2% of the time. ahead: weights to fetch from memory meanwhile.
-template <int R>
-void product(const float* a, std::int64_t stride, const float* b, const float* ahead, std::int64_t K, float* c) {
     for (std::int64_t first = 0; first < K; first += kRun) {
-        const std::int64_t last = first + kRun < K ? first + kRun : K;
-        Lanes sum[R][2] = {};
-        for (std::int64_t k = first; k < last; ++k) {
-            __builtin_prefetch(ahead + k * kPanel, 0, 2);
-            __builtin_prefetch(ahead + k * kPanel + kPanel / 2, 0, 2);
-            const Lanes b0 = lanes(b + k * kPanel), b1 = lanes(b + k * kPanel + kLanes);
-#pragma GCC unroll 12                    // or the sums live in memory
-            for (int r = 0; r < R; ++r) {
-                const float value = a[r * stride + k];
-                sum[r][0] += value * b0;
-                sum[r][1] += value * b1;
+        const std::int64_t count = run_length(K, first), step = rows * count + kGap;
+        for (std::int64_t c = 0; c < count; c += kLanes) {
+            Lanes d[n], half[n * n], out[n];
+            for (int j = 0; j < n; ++j) {
+                for (int i = 0; i < n; ++i) d[i] = lanes(from[i * n + j] + first + c);
+                Transform<m>::in(d, out);
+                for (int i = 0; i < n; ++i) half[i * n + j] = out[i];
+            }
+            for (int i = 0; i < n; ++i) {
+                Transform<m>::in(half + i * n, out);
+                for (int j = 0; j < n; ++j) put(to + (i * n + j) * step + row * count + c, out[j]);
             }
         }
-#pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) {
-            for (int v = 0; v < 2; ++v) {
-                float* to = c + r * kPanel + v * kLanes;
-                put(to, first == 0 ? sum[r][v] : lanes(to) + sum[r][v]);
+        to += n * n * step;
+    }
+}
+
+// G w G^T of a panel's weights of count inputs, [count, taps, kPanel], to [positions][count, kPanel], kGap between
+// positions. space: [taps, kPanel].
+template <int m, class S>
+void transform_weights(const S* weight, std::int64_t count, float* space, float* to) {
+    constexpr int n = m == 1 ? 1 : m + 2, r = m == 1 ? 1 : 3;
+    const std::int64_t step = count * kPanel + kGap;
+    for (std::int64_t k = 0; k < count; ++k) {
+        const float* w = as_floats(weight + k * r * r * kPanel, r * r * kPanel, space);
+        for (int c = 0; c < kPanel; c += kLanes) {
+            Lanes d[r], half[n * r], out[n];
+            for (int j = 0; j < r; ++j) {
+                for (int i = 0; i < r; ++i) d[i] = lanes(w + (i * r + j) * kPanel + c);
+                Transform<m>::weight(d, out);
+                for (int i = 0; i < n; ++i) half[i * r + j] = out[i];
+            }
+            for (int i = 0; i < n; ++i) {
+                Transform<m>::weight(half + i * r, out);
+                for (int j = 0; j < n; ++j) put(to + (i * n + j) * step + k * kPanel + c, out[j]);
             }
         }
     }
 }
 
-using Product = void (*)(const float*, std::int64_t, const float*, const float*, std::int64_t, float*);
+// R rows of a times two vectors of a panel's columns, from b on: to c, rows kPanel apart, or added to it. The sums run over
+// k in order. Meanwhile the rows behind these are fetched: they lie in the second or third cache.
+template <int R>
+void product(const float* a, const float* b, std::int64_t count, bool anew, float* c) {
+    Lanes sum[R][2] = {};
+    for (std::int64_t k = 0; k < count; ++k) {
+        if (R > 1) __builtin_prefetch(a + R * count + k * (kLanes < 16 ? kLanes : 16));
+        const Lanes b0 = lanes(b + k * kPanel), b1 = lanes(b + k * kPanel + kLanes);
+#pragma GCC unroll 12                    // or the sums live in memory
+        for (int r = 0; r < R; ++r) {
+            const float value = a[r * count + k];
+            sum[r][0] += value * b0;
+            sum[r][1] += value * b1;
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < 2; ++v) {
+            float* to = c + r * kPanel + v * kLanes;
+            put(to, anew ? sum[r][v] : lanes(to) + sum[r][v]);
+        }
+    }
+}
+
+using Product = void (*)(const float*, const float*, std::int64_t, bool, float*);
 constexpr Product kProducts[] = {product<1>, product<2>, product<3>, product<4>,  product<5>,  product<6>
 #ifdef __AVX512F__
                                  , product<7>, product<8>, product<9>, product<10>, product<11>, product<12>
 #endif
 };
 
-// All rows times one panel, in blocks of rows that differ by one at most; the first fetches the next panel.
-void multiply(const float* a, std::int64_t stride, const float* b, std::int64_t K, std::int64_t rows, float* c) {
+// All rows of one position and run times a panel, in blocks of rows that differ by one at most.
+void multiply(const float* a, const float* b, std::int64_t count, std::int64_t rows, bool anew, float* c) {
     const std::int64_t blocks = (rows + kRows - 1) / kRows;
     for (std::int64_t block = 0, row = 0; block < blocks; ++block) {
-        const std::int64_t count = rows / blocks + (block < rows % blocks ? 1 : 0);
+        const std::int64_t R = rows / blocks + (block < rows % blocks ? 1 : 0);
         for (int column = 0; column < kPanel; column += 2 * kLanes) {
-            kProducts[count - 1](a + row * stride, stride, b + column, block == 0 ? b + K * kPanel : b, K, c + row * kPanel + column);
+            kProducts[R - 1](a + row * count, b + column, count, anew, c + row * kPanel + column);
         }
-        row += count;
+        row += R;
     }
 }
 
@@ -177,16 +230,16 @@ void finish_pixel(const float* y, const float* bias, const S* add, std::int64_t 
     }
 }
 
-// One tile's outputs of a panel from products [positions, rows, kPanel].
+// One tile's outputs of a panel from its row of products, positions step apart.
 template <int m, class S>
 void finish_tile(const WinogradCall& call, std::int64_t tile, std::int64_t panel, const float* products,
-                 std::int64_t rows, const float* bias) {
+                 std::int64_t step, const float* bias) {
     constexpr int n = m == 1 ? 1 : m + 2;
     float made[m * m][kPanel];
     for (int c = 0; c < kPanel; c += kLanes) {
         Lanes d[n], half[m * n], y[m];
         for (int j = 0; j < n; ++j) {
-            for (int i = 0; i < n; ++i) d[i] = lanes(products + (i * n + j) * rows * kPanel + c);
+            for (int i = 0; i < n; ++i) d[i] = lanes(products + (i * n + j) * step + c);
             Transform<m>::out(d, y);
             for (int i = 0; i < m; ++i) half[i * n + j] = y[i];
         }
@@ -209,32 +262,30 @@ void finish_tile(const WinogradCall& call, std::int64_t tile, std::int64_t panel
 
 template <int m, class S>
 void run(const WinogradCall& call, const WinogradPart& part, float* scratch) {
-    constexpr std::int64_t positions = m == 1 ? 1 : (m + 2) * (m + 2);
-    const std::int64_t rows = part.last - part.first, K = call.inputs, step = rows * (K + kGap);
-    float* products = scratch + positions * step;
-    float *zeros = products + positions * rows * kPanel, *space = zeros + K, bias[kPanel];
+    constexpr std::int64_t taps = m == 1 ? 1 : 9, positions = m == 1 ? 1 : (m + 2) * (m + 2);
+    const std::int64_t rows = part.last - part.first, K = call.inputs, step = rows * kPanel + kGap;
+    const WinogradScratch at = winograd_scratch(call, rows);
+    float *weights = scratch + at.weights, *products = scratch + at.products, *zeros = scratch + at.zeros;
+    float *space = scratch + at.space, bias[kPanel];
     for (std::int64_t c = 0; c < K; ++c) zeros[c] = 0;
-    const float* made = scratch;
-    std::int64_t stride = K + kGap;
-    if (m == 1 && sizeof(S) == 4) {      // nothing to make: x as it lies
-        made = pointer<float>(call.x, part.first * K), stride = K;
-    } else {
-        for (std::int64_t row = 0; row < rows; ++row) {
-            transform_tile<m, S>(call, part.first + row, zeros, space, scratch + row * stride, rows);
-        }
-    }
-    const float* weight = reinterpret_cast<const float*>(call.weight);
+    for (std::int64_t row = 0; row < rows; ++row) transform_tile<m, S>(call, part, row, zeros, space, scratch);
     for (std::int64_t panel = part.first_panel; panel < part.last_panel; ++panel) {
-        for (std::int64_t p = 0; p < positions; ++p) {
-            multiply(made + p * step, stride, weight + (panel * positions + p) * K * kPanel, K, rows,
-                     products + p * rows * kPanel);
+        const float* inputs = scratch;
+        for (std::int64_t first = 0; first < K; first += kRun) {
+            const std::int64_t count = run_length(K, first);
+            const S* weight = pointer<S>(call.weight, (panel * K + first) * taps * kPanel);
+            transform_weights<m>(weight, count, space, weights);
+            for (std::int64_t p = 0; p < positions; ++p, inputs += rows * count + kGap) {
+                fetch(weight + count * taps * kPanel, count * taps * kPanel, p, positions);
+                multiply(inputs, weights + p * (count * kPanel + kGap), count, rows, first == 0, products + p * step);
+            }
         }
         for (std::int64_t c = 0; c < kPanel; ++c) {
             const std::int64_t output = panel * kPanel + c;
             bias[c] = call.bias != 0 && output < call.outputs ? pointer<S>(call.bias, output)->value() : 0;
         }
         for (std::int64_t row = 0; row < rows; ++row) {
-            finish_tile<m, S>(call, part.first + row, panel, products + row * kPanel, rows, bias);
+            finish_tile<m, S>(call, part.first + row, panel, products + row * kPanel, step, bias);
         }
     }
 }

@@ -12,9 +12,10 @@
 namespace edm {
 namespace {
 
-// Transformed inputs that stay in a core's second cache, beside a panel of weights.
-constexpr std::int64_t kBlockFloats = 640 * 1024 / 4;
-constexpr std::int64_t kLeastTiles = 12;
+// Transformed inputs of a block of tiles: they are read in order, once for each panel, and so may lie in the third cache;
+// the more tiles, the less it costs to transform the weights for each block.
+constexpr std::int64_t kBlockFloats = 3072 * 1024 / 4;
+constexpr std::int64_t kLeastTiles = 12, kMostProducts = 288 * 1024 / 4;
 // Products a thread must have to be worth waking: some 20 us of work.
 constexpr std::int64_t kProductsPerThread = 2000000;
 
@@ -38,16 +39,31 @@ std::int64_t divided_up(std::int64_t total, std::int64_t by) { return (total + b
 struct Freed {
     void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
 };
-using Floats = std::unique_ptr<float[], Freed>;
 
-Floats floats(std::int64_t count) {
-    return Floats(static_cast<float*>(::operator new[](static_cast<std::size_t>(count) * 4, std::align_val_t(64))));
+// Scratch that the calling thread keeps, some 4 MB a worker: new memory would cost a page fault every 4 KB, in every call.
+float* scratch_of(std::int64_t count) {
+    thread_local std::unique_ptr<float[], Freed> memory;
+    thread_local std::int64_t size = 0;
+    if (size < count) {
+        size = 0;
+        memory.reset();
+        memory.reset(static_cast<float*>(::operator new[](static_cast<std::size_t>(count) * 4, std::align_val_t(64))));
+        size = count;
+    }
+    return memory.get();
 }
 
 }  // namespace
 
-std::int64_t winograd_scratch(const WinogradCall& call, std::int64_t tiles) {
-    return call.positions() * (tiles * (call.inputs + kGap + kPanel) + call.inputs) + call.inputs;
+WinogradScratch winograd_scratch(const WinogradCall& call, std::int64_t tiles) {
+    const std::int64_t n = call.positions(), K = call.inputs;
+    WinogradScratch made{};
+    made.weights = n * (tiles * K + divided_up(K, kRun) * kGap);
+    made.products = made.weights + n * (kRun * kPanel + kGap);
+    made.zeros = made.products + n * (tiles * kPanel + kGap);
+    made.space = made.zeros + K;
+    made.size = divided_up(made.space + std::max(n * K, call.taps() * kPanel), 16) * 16;
+    return made;
 }
 
 void winograd_cpu(const WinogradCall& asked, std::int64_t threads, const std::string& isa) {
@@ -68,18 +84,18 @@ void winograd_cpu(const WinogradCall& asked, std::int64_t threads, const std::st
     if (call.m == 1) call.samples = call.height = 1, call.width = tiles;    // pixels have no neighbours
     const std::int64_t useful = tiles * call.positions() * call.inputs * call.outputs / kProductsPerThread + 1;
     const std::int64_t workers = useful < threads ? useful : threads;
-    const std::int64_t fit = kBlockFloats / (call.positions() * call.inputs);
-    std::int64_t blocks = divided_up(tiles, fit < kLeastTiles ? kLeastTiles : fit);
+    const std::int64_t fit = std::min(kBlockFloats / (call.positions() * call.inputs), kMostProducts / (call.positions() * kPanel));
+    std::int64_t blocks = divided_up(tiles, std::max(fit, kLeastTiles));
     const std::int64_t splits = blocks >= workers ? 1 : std::min(call.panels(), divided_up(workers, blocks));
     if (splits == 1) blocks = std::min(tiles, divided_up(blocks, workers) * workers);
-    const std::int64_t units = blocks * splits, scratch = divided_up(winograd_scratch(call, divided_up(tiles, blocks)), 16) * 16;
-    const Floats memory = floats(workers * scratch);         // here, because bodies must not throw
+    const std::int64_t units = blocks * splits, scratch = winograd_scratch(call, divided_up(tiles, blocks)).size;
+    float* const memory = scratch_of(workers * scratch);     // here, because bodies must not throw
     std::atomic<std::int64_t> next{0};
     parallel_ranges(workers, workers, [&](std::int64_t begin, std::int64_t) {
         for (std::int64_t unit = next.fetch_add(1); unit < units; unit = next.fetch_add(1)) {
             const std::int64_t block = unit / splits, split = unit % splits;
             loop(call, {block * tiles / blocks, (block + 1) * tiles / blocks, split * call.panels() / splits,
-                        (split + 1) * call.panels() / splits}, memory.get() + begin * scratch);
+                        (split + 1) * call.panels() / splits}, memory + begin * scratch);
         }
     });
 }

@@ -18,17 +18,19 @@
 namespace edm {
 
 constexpr int kPanel = 32;               // outputs whose weights lie together
-constexpr std::int64_t kGap = 16;        // floats between rows of scratch: at powers of two they would share few lines of the cache
+constexpr std::int64_t kRun = 64;        // inputs in one sum; sums of sums are twice as exact
 
-// x [samples, height, width, inputs], add (or 0) and out [samples, height, width, outputs] and bias (or 0) [outputs], all
-// dense and of one dtype. weight: float32 [ceil(outputs / kPanel), positions, inputs, kPanel], G w G^T of
-// engine/networks/winograd.py, zeros behind the last output. inputs and outputs are multiples of 16.
+// x [samples, height, width, inputs], add (or 0) and out [samples, height, width, outputs], bias (or 0) [outputs] and
+// weight [ceil(outputs / kPanel), inputs, 9 or 1, kPanel], zeros behind the last output: all dense and of one dtype. The
+// weights are transformed in every call: from memory they take 9 numbers of x's dtype instead of 16 or 36 of float32, which
+// is what a batch of one waits for. inputs and outputs are multiples of 16.
 struct WinogradCall {
     std::int64_t samples = 0, height = 0, width = 0, inputs = 0, outputs = 0;
     int m = 2;
     Dtype dtype = kFloat32;
     std::uintptr_t x = 0, weight = 0, bias = 0, add = 0, out = 0;
 
+    std::int64_t taps() const { return m == 1 ? 1 : 9; }
     std::int64_t positions() const { return m == 1 ? 1 : (m + 2) * (m + 2); }
     std::int64_t tiles_down() const { return (height + m - 1) / m; }
     std::int64_t tiles_across() const { return (width + m - 1) / m; }
@@ -41,8 +43,13 @@ struct WinogradPart {
     std::int64_t first, last, first_panel, last_panel;
 };
 
-// Floats that a part of so many tiles needs for itself.
-std::int64_t winograd_scratch(const WinogradCall& call, std::int64_t tiles);
+// Where things lie in the scratch of a part of so many tiles, in floats; each is told of in winograd_isa.cpp.
+struct WinogradScratch {
+    std::int64_t weights, products, zeros, space, size;
+};
+WinogradScratch winograd_scratch(const WinogradCall& call, std::int64_t tiles);
+
+constexpr std::int64_t kGap = 16;        // floats between positions: at powers of two they would share few lines of the cache
 
 // winograd_isa.cpp, compiled once for each instruction set. scratch: aligned to 64 bytes.
 using WinogradLoop = void (*)(const WinogradCall& call, const WinogradPart& part, float* scratch);

@@ -91,14 +91,13 @@ def conv2d(
 ) -> Tensor:
     """`ops.conv2d`, by Winograd's filtering where `winograd.tile_for` says so, otherwise by oneDNN.
 
-    The weight is packed when it is first needed: once for each size of Winograd's tiles, for oneDNN by the shape of x;
-    the last few are kept.
+    The weight is packed when it is first needed, for oneDNN by the shape of x; the last few are kept.
     """
     if packed is None or not suits(x) or x.device.type != "cpu":
         return ops.conv2d(x, weight, bias, padding, add)
     m = tile_for(x, weight, padding) if suits(add) else None
     if m is not None:
-        own = _packed(packed, m, lambda: winograd.transform(weight, m))
+        own = _packed(packed, "winograd", lambda: winograd.pack(weight))
         return _convolve(x, own, len(weight), bias, add, m)
     if not onednn_knows(x.dtype):
         return ops.conv2d(x, weight, bias, padding, add)
@@ -116,7 +115,7 @@ def conv2d(
     return y if add is None else y.add_(add)
 
 
-def _packed(packed: Packed, key: torch.Size | int, pack: Callable[[], Tensor]) -> Tensor:
+def _packed(packed: Packed, key: torch.Size | str, pack: Callable[[], Tensor]) -> Tensor:
     own = packed.get(key)
     if own is None:
         own = pack()
@@ -127,7 +126,7 @@ def _packed(packed: Packed, key: torch.Size | int, pack: Callable[[], Tensor]) -
 
 
 def _convolve(x: Tensor, weight: Tensor, outputs: int, bias: Tensor | None, add: Tensor | None, m: int) -> Tensor:
-    """By Winograd's filtering, of a transformed weight; a sample's bits depend on nothing else."""
+    """By Winograd's filtering, of a packed weight; a sample's bits depend on nothing else."""
     from engine import _native
 
     batch, inputs, height, width = x.shape

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Packed = dict[torch.Size | int, Tensor]  # an implementation's own forms of a weight, by what each is for
+Packed = dict[torch.Size | str, Tensor]  # an implementation's own forms of a weight, by what each is for
 
 
 class Resample(NamedTuple):
