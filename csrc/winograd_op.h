@@ -23,7 +23,7 @@ constexpr std::int64_t kRun = 64;        // inputs in one sum; sums of sums are 
 // x [samples, height, width, inputs], add (or 0) and out [samples, height, width, outputs], bias (or 0) [outputs] and
 // weight [ceil(outputs / kPanel), inputs, 9 or 1, kPanel], zeros behind the last output: all dense and of one dtype. The
 // weights are transformed in every call: from memory they take 9 numbers of x's dtype instead of 16 or 36 of float32, which
-// is what a batch of one waits for. inputs and outputs are multiples of 16.
+// is what a batch of one waits for. inputs is a multiple of 16.
 struct WinogradCall {
     std::int64_t samples = 0, height = 0, width = 0, inputs = 0, outputs = 0;
     int m = 2;

@@ -1,10 +1,14 @@
 """What the compiled operations ask of tensors, and the tensors they fill."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .ops import Resample
 
+Shape = tuple[int, int, int, int]
+Empty = Callable[[Tensor, Shape], Tensor]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -29,8 +33,14 @@ def require_weights(x: Tensor, beside: Tensor | None, weight: Tensor, bias: Tens
     """Raises ValueError where `ops.group_norm`'s tensors do not fit each other."""
     require_dtype(x, weight=weight, bias=bias, beside=beside)
     channels = x.shape[1] + (0 if beside is None else beside.shape[1])
-    if weight.shape != (channels,) or bias.shape != (channels,):
-        raise ValueError(f"weight is {list(weight.shape)}, bias {list(bias.shape)}; allowed: [{channels}]")
+    require_dense(weight, channels, "weight")
+    require_dense(bias, channels, "bias")
+
+
+def require_dense(t: Tensor | None, length: int, name: str) -> None:
+    """Raises ValueError for what is no vector of this length with its elements side by side."""
+    if t is not None and (t.shape != (length,) or not t.is_contiguous()):
+        raise ValueError(f"{name} is {list(t.shape)} with strides {list(t.stride())}; allowed: [{length}], contiguous")
 
 
 def require_dtype(x: Tensor, **others: Tensor | None) -> None:
@@ -56,13 +66,21 @@ def rows_alike(pair: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | tu
     return (first, second) if alike else (first.contiguous(), second.contiguous())
 
 
+def empty(x: Tensor, shape: Shape) -> Tensor:
+    """[B, C, H, W] of x's dtype and device in channels_last, of unspecified values."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
 def outputs(
-    x: Tensor, beside: Tensor | None, resample: Resample | None, keep: float | None
+    x: Tensor,
+    beside: Tensor | None,
+    resample: Resample | None,
+    keep: float | None,
+    make: Empty = empty,
 ) -> tuple[Tensor, Tensor | None]:
     """Room for both results of `ops.group_norm`; none for the second where that is x itself."""
     channels = x.shape[1] + (0 if beside is None else beside.shape[1])
     height, width = ((2 * n if resample.up else n // 2) if resample else n for n in x.shape[2:])
     shape = (len(x), channels, height, width)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     kept = keep is not None and (keep != 1 or beside is not None or resample is not None)
-    return out, torch.empty_like(out) if kept else None
+    return make(x, shape), make(x, shape) if kept else None

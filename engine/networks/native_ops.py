@@ -5,14 +5,27 @@ follows is inside."""
 import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops, winograd
-from .dense import outputs, require_dtype, require_weights, resamples, rows, rows_alike, suits
+from .activations import Activations
+from .dense import (
+    Empty,
+    empty,
+    outputs,
+    require_dense,
+    require_dtype,
+    require_weights,
+    resamples,
+    rows,
+    rows_alike,
+    suits,
+)
 from .ops import Packed, Resample
 from .winograd import tile_for
 
@@ -36,6 +49,7 @@ def group_norm(
     scale_shift: tuple[Tensor, Tensor] | None = None,
     resample: Resample | None = None,
     keep: float | None = None,
+    make: Empty = empty,
 ) -> tuple[Tensor, Tensor]:
     """`ops.group_norm`, closer to float64 than it in half precision, and faster (`bench/bench_unet.py`).
 
@@ -50,7 +64,7 @@ def group_norm(
     from engine import _native
 
     require_weights(x, beside, weight, bias)
-    out, kept = outputs(x, beside, resample, keep)
+    out, kept = outputs(x, beside, resample, keep, make)
     add = rows(add)
     scale, shift = rows_alike(scale_shift)
     batch, own, height, width = x.shape
@@ -88,6 +102,7 @@ def conv2d(
     padding: int,
     add: Tensor | None = None,
     packed: Packed | None = None,
+    make: Empty = empty,
 ) -> Tensor:
     """`ops.conv2d`, by Winograd's filtering where `winograd.tile_for` says so, otherwise by oneDNN.
 
@@ -95,10 +110,12 @@ def conv2d(
     """
     if packed is None or not suits(x) or x.device.type != "cpu":
         return ops.conv2d(x, weight, bias, padding, add)
+    if x.shape[1] != weight.shape[1]:
+        raise ValueError(f"x is {list(x.shape)}; allowed: [B, {weight.shape[1]}, H, W]")
     m = tile_for(x, weight, padding) if suits(add) else None
     if m is not None:
         own = _packed(packed, "winograd", lambda: winograd.pack(weight))
-        return _convolve(x, own, len(weight), bias, add, m)
+        return _convolve(x, own, len(weight), bias, add, m, make)
     if not onednn_knows(x.dtype):
         return ops.conv2d(x, weight, bias, padding, add)
     pads, ones = [padding, padding], [1, 1]
@@ -125,15 +142,27 @@ def _packed(packed: Packed, key: torch.Size | str, pack: Callable[[], Tensor]) -
     return own
 
 
-def _convolve(x: Tensor, weight: Tensor, outputs: int, bias: Tensor | None, add: Tensor | None, m: int) -> Tensor:
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    outputs: int,
+    bias: Tensor | None,
+    add: Tensor | None,
+    m: int,
+    make: Empty = empty,
+) -> Tensor:
     """By Winograd's filtering, of a packed weight; a sample's bits depend on nothing else."""
     from engine import _native
 
-    batch, inputs, height, width = x.shape
+    inputs = weight.shape[1]
+    if x.shape[1] < inputs:
+        x = F.pad(x, (0, 0, 0, 0, 0, inputs - x.shape[1])).contiguous(memory_format=torch.channels_last)
+    batch, _, height, width = x.shape
     require_dtype(x, bias=bias, add=add)
+    require_dense(bias, outputs, "bias")
     if add is not None and add.shape != (batch, outputs, height, width):
         raise ValueError(f"add is {list(add.shape)}; allowed: {[batch, outputs, height, width]}")
-    out = torch.empty((batch, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    out = make(x, (batch, outputs, height, width))
     with _shown("edm::winograd"):
         _native.winograd_cpu(
             x.data_ptr(), weight.data_ptr(), _address(bias), _address(add), out.data_ptr(), _names()[0][x.dtype],
@@ -197,4 +226,7 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-NATIVE = ops.Ops("native", group_norm, conv2d, linear)
+def native() -> ops.Ops:
+    """The operations for one prepared network, with memory of its own for what they return."""
+    make = Activations().empty
+    return ops.Ops("native", partial(group_norm, make=make), partial(conv2d, make=make), linear)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
-from .dense import outputs, require_dtype, require_weights, resamples, rows, rows_alike, suits
+from .dense import empty, outputs, require_dtype, require_weights, resamples, rows, rows_alike, suits
 from .ops import Packed, Resample
 
 
@@ -97,8 +97,7 @@ def _convolve_whole(
     """All in one launch."""
     from ..kernels import conv as kernel
 
-    shape = (len(x), len(weight), *x.shape[2:])
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = empty(x, (len(x), len(weight), x.shape[2], x.shape[3]))
     kernel.conv2d(x, weight, bias, add, out, tile)
     return out
 

@@ -19,12 +19,17 @@ def tile_for(x: Tensor, weight: Tensor, padding: int) -> int | None:
     less for more (of 8x8 images torch's own is sometimes a third): the others take m = 2, with 0.3 to 1.1 of torch's
     error. Images of 4x4 are too small for m = 4.
 
-    1x1, m = 1: as fast as oneDNN, without the 20 us that a call of it costs. With AMX oneDNN convolves all in bfloat16;
-    with AMD's bfloat16 products, of twice float32's speed, those of 1x1 that are large enough for it to matter.
+    1x1, m = 1: as fast as oneDNN, without the 20 us that a call of it costs.
+
+    oneDNN keeps three kinds. With AMX, all in bfloat16. With AMD's bfloat16 products, of twice float32's speed, 1x1 so
+    large that it matters. And channels in other numbers than multiples of 16, in all but float16, which it does not
+    know on most processors: torch's own takes ten times as long for three channels as our loops for 128.
     """
     outputs, inputs, *kernel = weight.shape
     pixels = x.shape[2] * x.shape[3]
-    if inputs % 16 or outputs % 16 or (*kernel, padding) not in ((1, 1, 0), (3, 3, 1)):
+    if (*kernel, padding) not in ((1, 1, 0), (3, 3, 1)):
+        return None
+    if (inputs % 16 or outputs % 16) and x.dtype != torch.float16:
         return None
     if x.dtype == torch.bfloat16 and _has_amx():
         return None
@@ -36,8 +41,10 @@ def tile_for(x: Tensor, weight: Tensor, padding: int) -> int | None:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """weight [outputs, inputs, k, k] as the loops read it, [outputs / 32, inputs, k * k, 32]; they transform it."""
-    taps = F.pad(weight.flatten(2), (0, 0, 0, 0, 0, -len(weight) % _PANEL))
+    """weight [outputs, inputs, k, k] as the loops read it, [outputs / 32, inputs, k * k, 32], zeros behind the last
+    output and, up to a multiple of 16, the last input; they transform it."""
+    outputs, inputs = weight.shape[:2]
+    taps = F.pad(weight.flatten(2), (0, 0, 0, -inputs % 16, 0, -outputs % _PANEL))
     return taps.unflatten(0, (-1, _PANEL)).permute(0, 2, 3, 1).contiguous()
 
 

@@ -16,6 +16,8 @@ SHAPES = [  # batch, channels in, channels out, height, width, kernel
     (1, 256, 256, 8, 8, 3),
     (2, 128, 128, 24, 8, 3),
     (1, 256, 32, 16, 16, 3),
+    (2, 3, 128, 16, 16, 3),
+    (2, 128, 3, 16, 16, 3),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ISAS = _native.normal_isas()
@@ -27,6 +29,8 @@ def filtered(x, weight, bias, past, m, threads=2, isa="auto"):
     out = torch.full((batch, len(weight), height, width), torch.nan, dtype=x.dtype)
     out = out.contiguous(memory_format=torch.channels_last)
     packed = winograd.pack(weight)
+    inputs = packed.shape[1]
+    x = F.pad(x, (0, 0, 0, 0, 0, inputs - x.shape[1])).contiguous(memory_format=torch.channels_last)
     _native.winograd_cpu(
         x.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(),
         0 if past is None else past.data_ptr(), out.data_ptr(), native_ops._names()[0][x.dtype],
@@ -105,8 +109,8 @@ def test_a_sample_that_is_not_finite_stays_alone():
     ("changed", "named"),
     [
         ({"m": 3}, "m must be 1, 2 or 4, got 3"),
-        ({"shape": (1, 4, 4, 15, 16)}, "multiples of 16, got 15 and 16"),
-        ({"shape": (1, 4, 4, 16, 8)}, "multiples of 16, got 16 and 8"),
+        ({"shape": (1, 4, 4, 15, 16)}, "inputs must be a multiple of 16, got 15"),
+        ({"shape": (1, 4, 4, 16, 0)}, "outputs must be positive, got 0"),
         ({"shape": (-1, 4, 4, 16, 16)}, "sizes must not be negative"),
         ({"threads": 0}, r"threads must be in \[1, 1024\], got 0"),
         ({"dtype": _native.Dtype.float64}, "x must be float32, float16 or bfloat16"),
@@ -161,3 +165,7 @@ def test_the_operation_takes_it_and_checks_its_tensors():
         native_ops.conv2d(x, weight, bias.half(), 1, past, packed)
     with pytest.raises(ValueError, match=r"add is \[1, 48, 16, 16\]; allowed: \[2, 48, 16, 16\]"):
         native_ops.conv2d(x, weight, bias, 1, past[:1], packed)
+    with pytest.raises(ValueError, match=r"bias is \[48\] with strides \[2\]; allowed: \[48\], contiguous"):
+        native_ops.conv2d(x, weight, bias.repeat_interleave(2)[::2], 1, past, packed)
+    with pytest.raises(ValueError, match=r"x is \[2, 32, 16, 16\]; allowed: \[B, 64, H, W\]"):
+        native_ops.conv2d(x[:, :32].contiguous(memory_format=torch.channels_last), weight, bias, 1, past, packed)

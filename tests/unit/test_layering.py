@@ -23,6 +23,7 @@ LAYERS = [
         "discrete",
         "networks.ops",
         "networks.dense",
+        "networks.activations",
         "networks.winograd",
         "networks.native_ops",
         "networks.triton_ops",
