@@ -85,7 +85,7 @@ def _ops_for(device: torch.device) -> Ops:
 
 
 def find_device(device: torch.device | str) -> torch.device:
-    """A device that is there, with its index."""
+    """A device that is there, with its index: CUDA's current one where none is named."""
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
@@ -94,10 +94,10 @@ def find_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"device is {device!r}; allowed: 'cpu', 'cuda', 'cuda:0' and so on")
     if found.type == "cpu":
         return torch.device("cpu")
-    index = found.index or 0
-    if index >= torch.cuda.device_count():
-        raise ValueError(f"device is {device!r}; allowed: 'cpu', or one of {torch.cuda.device_count()} CUDA devices")
-    return torch.device("cuda", index)
+    count = torch.cuda.device_count()
+    if (found.index or 0) >= count:
+        raise ValueError(f"device is {device!r}; allowed: 'cpu', or one of {count} CUDA devices")
+    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
 
 def device_of(denoiser: Denoiser) -> torch.device:

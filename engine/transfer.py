@@ -7,10 +7,12 @@ from torch import Tensor
 
 
 def to_device(t: Tensor, device: torch.device) -> Tensor:
-    """A tensor on ``device``. The host goes on while it is copied: torch keeps the pinned memory until it is."""
+    """A tensor on ``device``. The host goes on while it is copied there: torch keeps the pinned memory until it is. It
+    waits for a copy to itself, which it could otherwise read too early.
+    """
     if device.type == "cuda" and t.device.type == "cpu":
         t = t.contiguous().pin_memory()  # one image expanded to many has no memory of its own to pin
-    return t.to(device, non_blocking=True)
+    return t.to(device, non_blocking=device.type == "cuda")
 
 
 def settle(device: torch.device) -> None:

@@ -5,6 +5,7 @@ A capture that meets one fails somewhere inside CUDA, and not every version of t
 is evaluated once under this watch before it is captured.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,21 +34,33 @@ def require_capturable(call: Callable[[], object], networks: nn.Module) -> None:
 
 @contextmanager
 def _layers(networks: nn.Module) -> Iterator[list[str]]:
-    """While this is open, a list that holds the names of the modules being evaluated, the innermost last.
-
-    Another thread that evaluates them eagerly meanwhile may add to it; a message then names the wrong layer.
-    """
+    """While this is open, a list that holds the names of the modules that this thread evaluates, the innermost last."""
     entered: list[str] = []
     handles = []
     for name, module in networks.named_modules():
-        title = f"{name or 'the network'} ({type(module).__name__})"
-        handles.append(module.register_forward_pre_hook(lambda *_, title=title: entered.append(title)))
-        handles.append(module.register_forward_hook(lambda *_: entered and entered.pop() and None))
+        enter, leave = _hooks(entered, f"{name or 'the network'} ({type(module).__name__})", threading.get_ident())
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         yield entered
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _hooks(entered: list[str], title: str, thread: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Before and after a module's forward. Both return None: torch takes anything else for new inputs or outputs, in
+    whichever thread evaluates the module meanwhile.
+    """
+
+    def enter(*_: object) -> None:
+        if threading.get_ident() == thread:
+            entered.append(title)
+
+    def leave(*_: object) -> None:
+        if threading.get_ident() == thread and entered:
+            entered.pop()
+
+    return enter, leave
 
 
 class _Watch(TorchDispatchMode):

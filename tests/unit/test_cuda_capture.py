@@ -1,5 +1,6 @@
 """`CudaCapture` and `CopyOut` against a torch.cuda that only writes down what is asked of it: the order of events."""
 
+import threading
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from engine.graphs import CaptureError
+from engine.graphs.blame import _layers
 from engine.graphs.capture import CudaCapture
+from engine.prepare import find_device
 from engine.transfer import CopyOut, to_device
 
 CUDA = torch.device("cuda", 0)
@@ -197,3 +200,39 @@ def test_what_is_sent_has_memory_of_its_own(monkeypatch):
     to_device(torch.zeros(1, 3).expand(4, 3), CUDA)
     ((t, device, non_blocking),) = sent
     assert (t.shape, device, non_blocking) == ((4, 3), CUDA, True)
+
+
+def test_the_host_waits_for_a_copy_to_itself():
+    """What it reads next would otherwise not be there yet."""
+    asked = []
+
+    class FromDevice:
+        device = CUDA
+
+        def to(self, device, non_blocking):
+            asked.append((device.type, non_blocking))
+
+    to_device(FromDevice(), torch.device("cpu"))
+    assert asked == [("cpu", False)]
+
+
+def test_the_current_device_is_meant_where_none_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    assert find_device("cuda") == torch.device("cuda", 2)
+    assert find_device("cuda:0") == CUDA
+    with pytest.raises(ValueError, match="device is 'cuda:4'; allowed: 'cpu', or one of 4 CUDA devices"):
+        find_device("cuda:4")
+
+
+def test_the_watch_on_layers_leaves_other_threads_alone():
+    network = torch.nn.Sequential(torch.nn.Identity())
+    with _layers(network) as entered:
+        (enter,), (leave,) = network._forward_pre_hooks.values(), network._forward_hooks.values()
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        assert entered == []
+        assert leave() is None  # of one that was entered before there was a hook; torch takes a value for the output
+        network(torch.zeros(1))
+        assert entered == []
