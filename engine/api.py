@@ -10,7 +10,7 @@ from .denoiser import Denoiser
 from .engine import Engine
 from .graphs import Mode
 from .guidance import Guidance
-from .job import Asked, Labels, Seeds
+from .job import Asked, Labels, Seeds, require_images, require_known
 from .options import OnNonFinite, Options
 from .plan import Sampler
 from .preview import Callback
@@ -68,10 +68,10 @@ def sample(
     broadcast to the image's shape: inpaint where it is false, keep the image where it is true (every evaluation's D is
     then known there, as float32). offset_noise: standard deviation of noise added to whole channels of the latents.
     progress: a bar over evaluations on stderr. callback: called with an `engine.Progress` after every callback_every
-    evaluations of a batch and after its last; to stop early, raise an exception of your own. It must not draw with the
-    engine that calls it, nor wait for a thread that does. The other arguments are
-    those of `Engine`, which is the better choice for repeated calls. May be called from several threads at once, as
-    `Engine` says.
+    evaluations of a batch and after its last; to stop early, raise an exception of your own. While a callback runs its
+    engine is busy: it must not draw with that engine, and must not wait for another thread that does. The other
+    arguments are those of `Engine`, which is the better choice for repeated calls. May be called from several threads
+    at once, as `Engine` says.
 
     Raises ValueError for a bad argument before any work, `NonFiniteError` if a sample did not stay finite.
     """
@@ -110,9 +110,7 @@ def stream(denoiser: Denoiser, **options: Unpack[Sampling]) -> Iterator[tuple[tu
 
     options: those of `sample`. All is checked by this call; the work is done as the iterator is read.
     """
-    for name in options:
-        if name not in Sampling.__annotations__:
-            raise TypeError(f"stream() got an unexpected keyword argument {name!r}")
+    require_known("stream", options, Sampling)
     of_engine: Any = {name: value for name, value in options.items() if name in Options.__annotations__}
     of_call: Any = {name: value for name, value in options.items() if name not in of_engine}
     return Engine(denoiser, **of_engine).stream(**of_call)
@@ -130,10 +128,12 @@ def invert(
     """The latents [N, C, *spatial], unit variance, from which a deterministic sampler draws these images again.
 
     It solves the probability-flow ODE backwards over the sampler's own noise levels, up to the sampler's error. images:
-    [N, C, *spatial] in the range the network was trained on; class_labels: their classes, needed for a conditional
-    network. options: those of `Engine`. Raises ValueError for a bad argument before any work.
+    floating [N, C, *spatial], in the range the network was trained on; class_labels: their classes, needed for a
+    conditional network. options: those of `Engine`. Raises ValueError for a bad argument before any work.
     """
+    require_known("invert", options, Options)
     inverse = InversionSampler.of(sampler or edm())
     engine = Engine(denoiser, sampler=inverse, **options)
+    require_images("images", images, denoiser.img_shape)
     x = engine.sample(latents=images, class_labels=class_labels, progress=progress)
     return x / inverse.levels.sigmas(denoiser.preconditioning)[0].item()

@@ -19,7 +19,7 @@ from .fitting import fitting_batch
 from .graphs import CapturedLoop, Mode, open_captured
 from .guidance import ClassifierGuidance, Guidance
 from .images import to_uint8
-from .job import Asked, Job
+from .job import Asked, Job, require_known
 from .launch import Finish, Launched, Launcher, buckets_of
 from .nonfinite import Mending
 from .options import (
@@ -77,7 +77,8 @@ class Engine:
     compile: also run the network through torch.compile, for modules that are not of this package: its own have their
     operations fused already, and refuse.
     on_nonfinite: what to do when a sample becomes infinite or NaN: "raise" `NonFiniteError`, or "rerun" that sample
-    alone with a float32 network (and raise if it happens again, or if the network is no half precision one).
+    alone with a float32 network (and raise if it happens again, or if the network is no half precision one). That one
+    is made from ``denoiser`` when it is needed, so its module must not have changed since.
 
     Raises ValueError naming the argument, what was given and what is allowed.
     """
@@ -107,6 +108,8 @@ class Engine:
         require_one_of("state_dtype", state_dtype, STATE_DTYPES)
         require_output_dtype(output_dtype)
         require_batch_size(batch_size)
+        require_one_of("batch_invariant", batch_invariant, (False, True))
+        require_one_of("compile", compile, (False, True))
         require_one_of("on_nonfinite", on_nonfinite, get_args(OnNonFinite))
         self.sampler = edm() if sampler is None else sampler
         require_sampler(self.sampler, guidance, graph)
@@ -144,6 +147,7 @@ class Engine:
 
         sampler: None for the engine's own. guidance: ``...`` for the engine's own, None for none.
         """
+        require_known("sample", asked, Asked)
         batches = self.stream(
             sampler=sampler,
             guidance=guidance,
@@ -174,6 +178,7 @@ class Engine:
 
         The whole job is checked by this call; the work is done as the iterator is read.
         """
+        require_known("stream", asked, Asked)
         run, job = self._check(sampler, guidance, asked)
         watch = self._watch(run, callback, callback_every)
         return self._stream(run, job, watch, progress, self._numbers(job, batches), self._floats, to_host=False)
@@ -191,6 +196,7 @@ class Engine:
 
         On a GPU they are copied on a stream of their own while the next batch is drawn.
         """
+        require_known("stream_uint8", asked, Asked)
         run, job = self._check(sampler, guidance, asked)
         numbers = self._numbers(job, batches)
         return self._stream(run, job, Watch(), progress, numbers, lambda x: to_uint8(self._floats(x)), to_host=True)
@@ -200,6 +206,7 @@ class Engine:
 
         Raises ValueError as `sample` does.
         """
+        require_known("labels", asked, Asked)
         return self._check(None, ..., asked)[1].labels
 
     @property
@@ -227,9 +234,6 @@ class Engine:
         self, sampler: Sampler | AdaptiveSampler | None, guidance: Guidance | EllipsisType | None, asked: Asked
     ) -> tuple[Run, Job]:
         """What one call asks for, and how it is carried out."""
-        for name in asked:
-            if name not in Asked.__annotations__:
-                raise TypeError(f"sample() got an unexpected keyword argument {name!r}")
         sampler = self.sampler if sampler is None else sampler
         given = self.guidance if guidance is ... else guidance
         require_sampler(sampler, given, self.graph)
@@ -280,7 +284,10 @@ class Engine:
             make_batch_invariant(prepared, self.batch_size)
 
     def _numbers(self, job: Job, batches: Iterable[int] | None) -> Iterable[int]:
-        """Of the batches to draw. Raises ValueError for a list with a number that no batch has, or what is no list."""
+        """Numbers of the batches to draw. Raises ValueError if they are no iterable, or a list in which one is wrong.
+
+        Those of an iterator are not known yet: `Job.batch` checks each.
+        """
         every = math.ceil(len(job.positions) / self.batch_size)
         if not (batches is None or isinstance(batches, Iterable)):
             raise ValueError(f"batches is {batches!r}; allowed: numbers of batches, 0 to {every - 1}, or None")

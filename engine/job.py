@@ -83,6 +83,8 @@ class Job:
             raise ValueError(f"class_labels is {what}; allowed: embeddings, a float tensor [N, {denoiser.label_dim}]")
         checked_seeds = None if seeds is None else _seeds(seeds)
         count = _count(checked_seeds, latents, shape)
+        if image is not None:
+            require_images("image", image, shape, count)
         draws, stream = _noise(noise, plan, denoiser, checked_seeds, latents, count)
         if class_labels is None and stream is not None and checked_seeds is not None and denoiser.label_dim:
             class_labels = stream.labels(checked_seeds, shape, device)
@@ -98,7 +100,7 @@ class Job:
             noise=draws,
             labels=_labels(class_labels, count, denoiser.label_dim or label_dim, checked_seeds),
             stream=stream,
-            image=_image(image, (count, *shape)),
+            image=image,
             image_scale=plan.s_begin / plan.rows[0].begin_scale,
             mask=_mask(mask, image, (count, *shape)),
             offset=float(offset_noise),
@@ -126,8 +128,8 @@ class Job:
         Raises ValueError for a number that none of them has.
         """
         every = math.ceil(len(self.positions) / size)
-        if not 0 <= number < every:
-            raise ValueError(f"batches contains {number}; allowed: 0 to {every - 1}")
+        if not (isinstance(number, int) and 0 <= number < every):
+            raise ValueError(f"batches contains {number!r}; allowed: 0 to {every - 1}")
         return self.take(range(number * size, min((number + 1) * size, len(self.positions))))
 
     def noise_on(self, device: torch.device) -> Noise:
@@ -185,17 +187,40 @@ class Job:
         return f"seed {self.seeds[sample]}" if self.seeds is not None else f"sample {self.positions[sample]}"
 
 
+def require_known(function: str, given: Iterable[str], known: type) -> None:
+    """Raises TypeError, as Python would, for a name that is none of a TypedDict's; function: what the caller called."""
+    for name in given:
+        if name not in known.__annotations__:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+
+
+def require_images(name: str, images: Tensor, shape: tuple[int, ...], count: int | None = None) -> None:
+    """Raises ValueError for what is not [count, *shape], count None for any from 1, floating and finite."""
+    if not isinstance(images, Tensor):
+        raise ValueError(f"{name} is a {type(images).__name__}; allowed: a tensor [N, C, *spatial]")
+    fits = images.dim() > 0 and tuple(images.shape) == (count or max(len(images), 1), *shape)
+    if not fits:
+        allowed = [count, *shape] if count else f"{['N', *shape]}, N from 1"
+        raise ValueError(f"{name} has shape {list(images.shape)}; allowed: {allowed}")
+    _require_finite(name, images)
+
+
+def _require_finite(name: str, values: Tensor) -> None:
+    if not values.is_floating_point():
+        raise ValueError(f"{name} is {values.dtype}; allowed: a floating tensor")
+    # Of the extremes, for which no mask as large as the values is made.
+    if values.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(values))).all()):
+        raise ValueError(f"{name} holds infinity or NaN; allowed: finite numbers")
+
+
 def _count(seeds: tuple[int, ...] | None, latents: Tensor | None, shape: tuple[int, ...]) -> int:
     """How many samples are asked for."""
     if seeds is None and latents is None:
         raise ValueError("seeds and latents are both None; give one seed a sample, or latents [N, C, *spatial]")
-    if latents is not None and not isinstance(latents, Tensor):
-        raise ValueError(f"latents is a {type(latents).__name__}; allowed: a tensor [N, C, *spatial]")
-    given = 0 if latents is None or latents.dim() == 0 else len(latents)
-    count = given if seeds is None else len(seeds)
-    if latents is not None and (tuple(latents.shape) != (count, *shape) or count == 0):
-        raise ValueError(f"latents has shape {list(latents.shape)}; allowed: {[count or 'N', *shape]}, N from 1")
-    return count
+    if latents is not None:
+        require_images("latents", latents, shape, None if seeds is None else len(seeds))
+        return len(latents)
+    return len(seeds or ())
 
 
 def _noise(
@@ -211,6 +236,7 @@ def _noise(
         allowed = [plan.draws, count, *denoiser.img_shape]
         if noise.dim() == 0 or noise.shape[0] < plan.draws or list(noise.shape[1:]) != allowed[1:]:
             raise ValueError(f"noise has shape {list(noise.shape)}; allowed: {allowed}, or more draws")
+        _require_finite("noise", noise)
         return noise, None
     if not (isinstance(noise, str) and noise in NOISES):
         named = ", ".join(map(repr, NOISES))
@@ -222,19 +248,6 @@ def _noise(
     if seeds is None or latents is not None:
         raise ValueError(f"noise is {noise!r}, which draws latents from seeds; allowed: seeds, and latents=None")
     return None, TorchStream.of(noise, plan, denoiser.label_dim)
-
-
-def _image(image: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    if image is None:
-        return None
-    if not isinstance(image, Tensor) or not image.is_floating_point():
-        what = image.dtype if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"image is {what}; allowed: a floating tensor, in the range the network was trained on")
-    if tuple(image.shape) != shape:
-        raise ValueError(f"image has shape {list(image.shape)}; allowed: {list(shape)}")
-    if not bool(torch.isfinite(torch.stack(torch.aminmax(image))).all()):  # no mask as large as the image
-        raise ValueError("image holds infinity or NaN; allowed: finite numbers")
-    return image
 
 
 def _mask(mask: Tensor | None, image: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:

@@ -86,7 +86,7 @@ class Launcher:
         )
 
     def _size(self, count: int) -> int:
-        """With how many samples a batch of ``count`` is evaluated."""
+        """The size, padding included, in which a batch of ``count`` samples is evaluated."""
         return min(next((size for size in self.buckets if size >= count), count), max(self.largest, count))
 
     def _all(self, run: Run, job: Job, watch: Watch, finish: Finish, to_host: bool) -> Launched:

@@ -56,10 +56,13 @@ class Mending:
 
     def _culprit(self, run: Run, job: Job, sample: int) -> str:
         """Where a batch first was not finite, found by drawing it once more; the sample alone where it does not fit."""
-        _, again = self.twin(run, run.denoiser.dtype)
-        with first_nonfinite(again.networks) as found:
-            try:
-                again.eagerly(job, Watch())
-            except torch.OutOfMemoryError:
-                again.eagerly(job.take([sample]), Watch())
+        try:
+            _, again = self.twin(run, run.denoiser.dtype)
+            with first_nonfinite(again.networks) as found:
+                try:
+                    again.eagerly(job, Watch())
+                except torch.OutOfMemoryError:
+                    again.eagerly(job.take([sample]), Watch())
+        except Exception as error:  # of any kind: what is to be told is that samples are not finite
+            return f"its layer is not known, as drawing it again raised {type(error).__name__}"
         return f"first in {found[0]}" if found else "not in a layer of the network"

@@ -121,6 +121,9 @@ def test_stream_checks_the_whole_job_first():
     prepared = engine.Engine(wavy(EDM(), (2, 4, 6)), sampler=SAMPLER, batch_size=2)
     with pytest.raises(ValueError, match="seeds contains 1 more than once"):
         prepared.stream(seeds=[1, 2, 3, 1])
+    for wrong in (0.5, 2):
+        with pytest.raises(ValueError, match=f"^batches contains {wrong}; allowed: 0 to 1$"):
+            list(prepared.stream(seeds=[5, 6, 7], batches=iter([wrong])))
     batches = list(prepared.stream(seeds=[5, 6, 7]))
     assert [positions for positions, _ in batches] == [(0, 1), (2,)]
     assert torch.equal(torch.cat([images for _, images in batches]), prepared.sample(seeds=[5, 6, 7]))
@@ -157,6 +160,24 @@ def test_a_non_finite_sample_is_named():
         draw(denoiser, seeds=[11, 22, 33])
 
 
+class FailingOnce(Failing):
+    """Raises when it is called again to find the layer."""
+
+    calls = 0
+
+    def forward(self, x, c_noise):
+        FailingOnce.calls += 1
+        if FailingOnce.calls > 5:
+            raise RuntimeError("no more")
+        return super().forward(x, c_noise)
+
+
+def test_what_fails_while_the_layer_is_looked_for_hides_nothing():
+    denoiser = engine.Denoiser(FailingOnce(), EDM(), img_shape=(2, 4, 6))
+    with pytest.raises(engine.NonFiniteError, match=r"seed 22 became .*; its layer is not known, .* RuntimeError$"):
+        draw(denoiser, seeds=[11, 22, 33])
+
+
 class HalfBlind(Wavy):
     """Overflows in half precision, and only for the sample whose noise is large."""
 
@@ -189,6 +210,7 @@ class Cropped(Wavy):
 
 
 LATENTS = torch.zeros(3, 2, 4, 6)
+NOISE = torch.ones(3, 3, 2, 4, 6)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +223,17 @@ LATENTS = torch.zeros(3, 2, 4, 6)
         ({"seeds": [2**64]}, "seeds contains 18446744073709551616"),
         ({"seeds": [0.5]}, r"seeds is \[0.5\]; allowed: a sequence of integers"),
         ({"latents": LATENTS[:2]}, r"latents has shape \[2, 2, 4, 6\]; allowed: \[3, 2, 4, 6\]"),
+        ({"latents": LATENTS.long()}, r"^latents is torch\.int64; allowed: a floating tensor$"),
+        ({"latents": LATENTS + torch.inf}, "^latents holds infinity or NaN; allowed: finite numbers$"),
+        ({"latents": LATENTS * 1j}, r"^latents is torch\.complex64; allowed: a floating tensor$"),
+        (
+            {"seeds": None, "latents": LATENTS[:0]},
+            r"latents has shape \[0, 2, 4, 6\]; allowed: \['N', 2, 4, 6\], N from 1",
+        ),
+        ({"noise": NOISE * torch.nan}, "^noise holds infinity or NaN; allowed: finite numbers$"),
+        ({"noise": NOISE * 1j}, r"^noise is torch\.complex64; allowed: a floating tensor$"),
+        ({"batch_invariant": "no"}, "^batch_invariant is 'no'; allowed: False, True$"),
+        ({"compile": "no"}, "^compile is 'no'; allowed: False, True$"),
         ({"noise": "pcg"}, "noise is 'pcg'; allowed: 'philox', 'torch', 'edm2' or a tensor"),
         (
             {"noise": torch.zeros(2, 3, 2, 4, 6)},
@@ -313,6 +346,21 @@ def test_inversion_finds_the_latents_again():
     assert 3.5 < errors[0] / errors[1] < 4.5  # second order
     with pytest.raises(ValueError, match=r"allowed: samplers\.edm with S_churn=0"):
         engine.invert(denoiser, images, sampler=engine.samplers.edm(S_churn=1))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (LATENTS.to(torch.uint8), r"^images is torch\.uint8; allowed: a floating tensor$"),
+        (LATENTS / 0, "^images holds infinity or NaN; allowed: finite numbers$"),
+        (LATENTS[0], r"^images has shape \[2, 4, 6\]; allowed: \['N', 2, 4, 6\], N from 1$"),
+        (LATENTS[:0], r"^images has shape \[0, 2, 4, 6\]; allowed: \['N', 2, 4, 6\], N from 1$"),
+        (LATENTS.tolist(), "^images is a list; allowed: a tensor"),
+    ],
+)
+def test_images_that_cannot_be_inverted(images, message):
+    with pytest.raises(ValueError, match=message):
+        engine.invert(wavy(EDM(), (2, 4, 6)), images)
 
 
 class Nothing(torch.nn.Module):

@@ -135,9 +135,11 @@ def test_stream_of_the_package():
     prepared = engine.Engine(denoiser, sampler=HEUN)
     with pytest.raises(TypeError, match=r"stream\(\) got an unexpected keyword argument 'sedes'"):
         engine.stream(denoiser, sedes=[1])
-    for call in (prepared.sample, prepared.stream, prepared.stream_uint8):
-        with pytest.raises(TypeError, match=r"sample\(\) got an unexpected keyword argument 'sedes'"):
+    for call in (prepared.sample, prepared.stream, prepared.stream_uint8, prepared.labels):
+        with pytest.raises(TypeError, match=rf"^{call.__name__}\(\) got an unexpected keyword argument 'sedes'$"):
             call(sedes=[1])
+    with pytest.raises(TypeError, match=r"^invert\(\) got an unexpected keyword argument 'seeds'$"):
+        engine.invert(denoiser, images, seeds=[1])
     with pytest.raises(ValueError, match="batch_size is 0; allowed: an integer from 1, 'auto', or None"):
         engine.stream(denoiser, seeds=[1], batch_size=0)
 
