@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,10 +12,11 @@ from torch import Tensor
 from . import record
 from .dealing import Alone, Team
 from .engine import Engine
-from .job import Asked
+from .job import Asked, require_known
 from .networks.layers import GroupNorm
 from .outputs import Images, Output, open_output
 from .outputs.base import Label
+from .plan import Plan, Sampler
 from .writing import Writing
 
 # Batches drawn by a GPU that may wait to be written. A CPU gains nothing by drawing one while another is written, and a
@@ -54,6 +55,12 @@ class Drawing:
         settings: Mapping[str, Any] | None = None,
         **asked: Unpack[Asked],
     ) -> None:
+        if not isinstance(engine, Engine):
+            raise ValueError(f"engine is a {type(engine).__name__}; allowed: an engine.Engine")
+        require_known("draw_to", asked, Asked)
+        seeds: Any = asked.get("seeds")
+        if isinstance(seeds, Iterator):
+            asked["seeds"] = list(seeds)  # they are read more than once
         self.engine, self.asked = engine, asked
         labels = engine.labels(**asked)
         if labels is not None:
@@ -176,6 +183,15 @@ def _numerics(engine: Engine) -> dict[str, Any]:
         "network_dtype": str(engine.denoiser.dtype),
         "state_dtype": str(engine.state_dtype),
         "network_device": "cpu" if on_cpu else torch.cuda.get_device_name(engine.device),
-        "plan": engine.sampler,
+        "plan": _sampler(engine),
         "guided": engine.guidance,
     }
+
+
+def _sampler(engine: Engine) -> Any:
+    """What was chosen; of a user's own class that is no dataclass the table that it makes, which alone tells it from
+    another in the next process."""
+    sampler = engine.sampler
+    if isinstance(sampler, Sampler) and not is_dataclass(sampler):
+        return {"table": f"sha256:{Plan(sampler, engine.denoiser.preconditioning).digest}"}
+    return sampler

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ SETTINGS = "settings.json"
 
 def write(path: Path, settings: Mapping[str, Any]) -> None:
     """Strict JSON, atomically: infinity is the string "inf", a tensor or a network the SHA-256 of its numbers, a
-    function its name."""
+    function its name, the SHA-256 of its code and what it holds (not the values of global names that it reads)."""
     write_bytes(path, (json.dumps(_record(settings), indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -74,9 +74,23 @@ def _plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, FunctionType) and value.__closure__:  # a gradient made of a classifier, say
-        return {"function": value.__qualname__, "holds": [_plain(cell.cell_contents) for cell in value.__closure__]}
+    if isinstance(value, FunctionType):
+        return _function(value)
     return getattr(value, "__qualname__", None) or str(value)
+
+
+def _function(function: FunctionType) -> dict[str, Any]:
+    """By its code too: all lambdas of a place have one name."""
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    closure = [cell.cell_contents for cell in function.__closure__ or ()]  # the classifier of a gradient, say
+    named = {"function": function.__qualname__, "code": _code(function.__code__)}
+    return named | {"holds": [_plain(value) for value in [*defaults, *closure]]}
+
+
+def _code(code: CodeType) -> str:
+    """Of what is computed, not of the file and the lines where it stands."""
+    constants = [_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return "sha256:" + hashlib.sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()
 
 
 def _sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -13,8 +13,8 @@ LABELS = [i % 4 for i in range(len(SEEDS))]
 
 def make(batch_size: int = 5, steps: int = 2, **options: Any) -> engine.Engine:
     denoiser = wavy(engine.preconditioning.EDM(), shape=(3, 8, 6), label_dim=4)
-    sampler = engine.samplers.edm(steps, S_churn=1)
-    return engine.Engine(denoiser, sampler=sampler, batch_size=batch_size, **options)
+    options = {"sampler": engine.samplers.edm(steps, S_churn=1)} | options
+    return engine.Engine(denoiser, batch_size=batch_size, **options)
 
 
 def draw(folder: Path, prepared: engine.Engine | None = None, **job: Any) -> Drawn:

@@ -97,6 +97,8 @@ def test_soft_labels_and_latents_without_seeds(tmp_path):
     [
         ({"format": "gif"}, "format is 'gif'; allowed: png, zip, tar, npz"),
         ({"shard": 0}, "shard is 0; allowed: an integer from 1"),
+        ({"shard": "10"}, "shard is '10'; allowed: an integer from 1"),
+        ({"prepared": make().denoiser}, "engine is a Denoiser; allowed: an engine.Engine"),
         ({"class_labels": 9}, "class_labels contains 9"),
     ],
 )
@@ -104,6 +106,18 @@ def test_bad_jobs_are_refused_before_any_file(tmp_path, job, message):
     with pytest.raises(ValueError, match=message):
         draw(tmp_path / "out", **job)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_keyword_is_one_of_draw_to(tmp_path):
+    with pytest.raises(TypeError, match=r"^draw_to\(\) got an unexpected keyword argument 'sedes'$"):
+        draw(tmp_path / "out", sedes=[1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_may_be_a_generator(tmp_path):
+    draw(tmp_path / "list")
+    draw(tmp_path / "generator", seeds=(seed for seed in SEEDS))
+    assert tree(tmp_path / "generator") == tree(tmp_path / "list")
 
 
 def test_images_that_are_no_pngs_go_to_npz_only(tmp_path):

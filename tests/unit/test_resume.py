@@ -7,6 +7,9 @@ import re
 import pytest
 import torch
 
+import engine
+from engine import Sampler
+from engine.guidance import ClassifierGuidance
 from engine.outputs import FORMATS
 from engine.outputs.archive import Archive
 from engine.outputs.base import PARTS, SUMS
@@ -135,6 +138,46 @@ def test_other_weights_are_another_job(tmp_path):
         other.denoiser.model.gain.mul_(1.5)
     with pytest.raises(ValueError, match="network is"):
         draw(tmp_path, other, resume=True)
+
+
+# All of one name, as in any module.
+LAMBDAS = [
+    lambda x, sigma, class_labels, gain=2: gain * x,
+    lambda x, sigma, class_labels, gain=3: gain * x,
+    lambda x, sigma, class_labels: 2 * x,
+    lambda x, sigma, class_labels: 3 * x,
+]
+
+
+def test_another_function_of_the_same_name_is_another_job(tmp_path):
+    for i, gradient in enumerate(LAMBDAS):
+        folder = tmp_path / str(i)
+        draw(folder, make(guidance=ClassifierGuidance(0.5, gradient=gradient)))
+        assert draw(folder, make(guidance=ClassifierGuidance(0.5, gradient=gradient)), resume=True).drawn == 0
+        for other in LAMBDAS[:i]:
+            with pytest.raises(ValueError, match="guided is"):
+                draw(folder, make(guidance=ClassifierGuidance(0.5, gradient=other)), resume=True)
+
+
+class Plain(Sampler):
+    """A user's sampler that is no dataclass."""
+
+    def __init__(self, steps):
+        self.inner = engine.samplers.edm(steps)
+
+    @property
+    def steps(self):
+        return self.inner.steps
+
+    def rows(self, preconditioning):
+        return self.inner.rows(preconditioning)
+
+
+def test_a_sampler_that_is_no_dataclass_is_its_table(tmp_path):
+    draw(tmp_path, make(sampler=Plain(2)))
+    assert draw(tmp_path, make(sampler=Plain(2)), resume=True).drawn == 0
+    with pytest.raises(ValueError, match=r"plan is .*table"):
+        draw(tmp_path, make(sampler=Plain(3)), resume=True)
 
 
 def test_another_number_of_threads_is_another_job(monkeypatch, tmp_path):
