@@ -75,6 +75,8 @@ def load(name: str | Path, *, device: torch.device | str = "cpu", config: Mappin
     checkpoints, whose error names what is needed. Nothing in a file is executed, and memory stays within a few times
     the file's size. Raises ValueError if the name is unknown or the file is not such a checkpoint.
     """
+    if not isinstance(config, Mapping | None):
+        raise ValueError(f"config is {config!r}; allowed: a dict, or None")
     path = _WEIGHTS / f"{name}.safetensors" if str(name) in shipped() else Path(name)
     if not path.exists():
         raise ValueError(f"{str(name)!r} is neither a file nor a shipped network; shipped: {', '.join(shipped())}")

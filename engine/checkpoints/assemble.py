@@ -9,10 +9,20 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..networks.layers import Conv2d
+from ..networks.layers import Conv2d, GroupNorm
 from .storage import StoredTensor
 
 _LONGEST_LIST = 64
+_MOST_LEVELS = 100_000  # of discrete time: a table of T or M levels is computed, however small the file is
+_COUNTS = frozenset(["img_resolution", "img_channels", "label_dim", "augment_dim", "model_channels", "num_blocks"]) | {
+    "channel_mult_emb",
+    "channel_mult_noise",
+    "T",
+    "M",
+}
+_LISTS = frozenset(["channel_mult", "attn_resolutions", "resample_filter"])
+_NUMBERS = frozenset(["dropout", "label_dropout"])
+_UNFIT = (TypeError, AttributeError, ArithmeticError, LookupError, RuntimeError)
 
 
 @contextmanager
@@ -32,23 +42,24 @@ def build(
     """The denoiser of a config with these tensors, in float32 and eval mode.
 
     taps: of the resampling filters, where the file does not hold them as tensors.
-    Raises ValueError for a config that cannot be built, and names the first tensor that is missing, unexpected or of
-    another shape.
+    Raises ValueError for a config that cannot be built or evaluated, and names the first tensor that is missing,
+    unexpected or of another shape.
     """
     _check_config(config, len(state))
     try:
         with torch.device("meta"):
             denoiser = Denoiser.from_config(config)
-    except (TypeError, AttributeError, ArithmeticError, LookupError, RuntimeError) as error:
-        raise ValueError(f"no network can be built from its config: {error}") from None
+    except _UNFIT as error:
+        raise ValueError(f"no network can be built from its config: {_first_line(error)}") from None
     if taps is not None:
         state = {**state, **_filters(denoiser, taps)}
     expected = {key: tuple(value.shape) for key, value in denoiser.state_dict().items()}
     given = {key: _shape(value) for key, value in state.items()}
     if given != expected:
         raise ValueError(f"tensors do not fit the config: {_difference(expected, given)}")
+    _check_evaluation(denoiser.eval())
     denoiser.load_state_dict({key: _float32(key, value) for key, value in state.items()}, assign=True)
-    return denoiser.eval()
+    return denoiser
 
 
 def _filters(denoiser: Denoiser, taps: Sequence[int]) -> dict[str, Tensor]:
@@ -58,17 +69,51 @@ def _filters(denoiser: Denoiser, taps: Sequence[int]) -> dict[str, Tensor]:
 
 
 def _check_config(config: Mapping[str, Any], tensors: int) -> None:
-    """A config is flat, and it does not ask for more layers than there are tensors."""
+    """A config is flat, and it does not ask for more layers than there are tensors, nor for long tables."""
     for name, value in config.items():
         items = value if isinstance(value, list | tuple) else [value]
         if len(items) > _LONGEST_LIST or not all(isinstance(item, str | int | float | None) for item in items):
             raise ValueError(f"{name} in its config is not a number, a string or a short list of them")
         if any(isinstance(item, int) and item < 0 for item in items):
             raise ValueError(f"{name} in its config is negative")
-    blocks, levels = config.get("num_blocks", 1), config.get("channel_mult", [1])
-    layers = max(blocks, 1) * len(levels) if isinstance(blocks, int) and isinstance(levels, list | tuple) else None
-    if layers is None or layers > tensors:
+        _check_kind(name, value)
+    for name in ("T", "M"):
+        if config.get(name, 1) > _MOST_LEVELS:
+            raise ValueError(f"{name} in its config is {config[name]}; allowed: at most {_MOST_LEVELS} noise levels")
+    layers = max(config.get("num_blocks", 1), 1) * len(config.get("channel_mult", [1]))
+    if layers > tensors:
         raise ValueError(f"num_blocks and channel_mult in its config do not fit {tensors} tensors")
+
+
+def _check_kind(name: str, value: object) -> None:
+    """What is counted is an integer, what stands for several levels a list of them."""
+    if name in _COUNTS and not isinstance(value, int):
+        raise ValueError(f"{name} in its config is {value!r}; allowed: an integer")
+    if name in _LISTS and not (isinstance(value, list | tuple) and all(isinstance(item, int) for item in value)):
+        raise ValueError(f"{name} in its config is {value!r}; allowed: a list of integers")
+    if name in _NUMBERS and not isinstance(value, int | float):
+        raise ValueError(f"{name} in its config is {value!r}; allowed: a number")
+
+
+def _check_evaluation(denoiser: Denoiser) -> None:
+    """One evaluation without data: channels that make no groups, or sizes that cannot be halved, are found here and not
+    when images are drawn."""
+    for norm in denoiser.modules():
+        if isinstance(norm, GroupNorm) and (not norm.num_groups or len(norm.weight) % norm.num_groups):
+            channels = f"its config makes a layer of {len(norm.weight)} channels"
+            raise ValueError(f"{channels}; allowed: those that make up to 32 equal groups of 4 or more")
+    x = torch.empty(1, *denoiser.img_shape, device="meta")
+    labels = torch.empty(1, denoiser.label_dim, device="meta") if denoiser.label_dim else None
+    try:
+        with torch.no_grad():
+            denoiser.call_network(x, torch.empty(1, device="meta"), labels)
+    except (ValueError, *_UNFIT) as error:
+        shape = list(denoiser.img_shape)
+        raise ValueError(f"its network cannot be evaluated for images of {shape}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _shape(value: Tensor | StoredTensor) -> tuple[int, ...]:

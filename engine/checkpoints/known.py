@@ -24,7 +24,7 @@ def tensor_names(size: int) -> dict[str, Known]:
         "builtins.frozenset": containers.set,
         "_codecs.encode": containers.encode,
         "torch.Size": containers.tuple,
-        "torch.device": lambda *place: place,
+        "torch.device": _device,
         "torch._utils._rebuild_tensor_v2": tensors.rebuild,
         "torch._utils._rebuild_parameter": tensors.parameter,
         "numpy.dtype": _NumpyDtype,
@@ -116,6 +116,11 @@ class _NumpyDtype:
         order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
         if order not in ("<", "|", "="):
             raise ValueError("it holds a NumPy number that is not little-endian")
+
+
+def _device(kind: object, index: object = None) -> tuple[object, object]:
+    """Where something lay: two arguments at most, so that no long tuple is copied again with every call."""
+    return kind, index
 
 
 def _numpy_scalar(dtype: object, data: object) -> int | float | bool:
