@@ -179,25 +179,28 @@ void transform_weights(const S* weight, std::int64_t count, float* space, float*
 }
 
 // R rows of a times two vectors of a panel's columns, from b on: to c, rows kPanel apart, or added to it. The sums run over
-// k in order. Meanwhile the rows behind these are fetched: they lie in the second or third cache.
+// k in order, and start anew every kSum. Meanwhile the rows behind these are fetched: they lie in the second or third cache.
 template <int R>
 void product(const float* a, const float* b, std::int64_t count, bool anew, float* c) {
-    Lanes sum[R][2] = {};
-    for (std::int64_t k = 0; k < count; ++k) {
-        if (R > 1) __builtin_prefetch(a + R * count + k * (kLanes < 16 ? kLanes : 16));
-        const Lanes b0 = lanes(b + k * kPanel), b1 = lanes(b + k * kPanel + kLanes);
+    for (std::int64_t first = 0; first < count; first += kSum) {
+        const std::int64_t last = first + kSum < count ? first + kSum : count;
+        Lanes sum[R][2] = {};
+        for (std::int64_t k = first; k < last; ++k) {
+            __builtin_prefetch(a + R * count + k * 16);
+            const Lanes b0 = lanes(b + k * kPanel), b1 = lanes(b + k * kPanel + kLanes);
 #pragma GCC unroll 12                    // or the sums live in memory
-        for (int r = 0; r < R; ++r) {
-            const float value = a[r * count + k];
-            sum[r][0] += value * b0;
-            sum[r][1] += value * b1;
+            for (int r = 0; r < R; ++r) {
+                const float value = a[r * count + k];
+                sum[r][0] += value * b0;
+                sum[r][1] += value * b1;
+            }
         }
-    }
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < 2; ++v) {
-            float* to = c + r * kPanel + v * kLanes;
-            put(to, anew ? sum[r][v] : lanes(to) + sum[r][v]);
+        for (int r = 0; r < R; ++r) {
+            for (int v = 0; v < 2; ++v) {
+                float* to = c + r * kPanel + v * kLanes;
+                put(to, anew && first == 0 ? sum[r][v] : lanes(to) + sum[r][v]);
+            }
         }
     }
 }

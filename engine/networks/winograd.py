@@ -15,8 +15,8 @@ def tile_for(x: Tensor, weight: Tensor, padding: int) -> int | None:
     """m of the m by m outputs of a tile; None for a convolution that is left to oneDNN (figures: bench/bench_convs.py).
 
     3x3: m = 4 takes a quarter of the products and 0.6 of the time of m = 2. Half precision computes in float32 too, and
-    loses nothing by it. In float32 its error is twice that of torch's convolution for 32 inputs, 1.07 times for 256 and
-    less for more (of 8x8 images torch's own is sometimes a third): the others take m = 2, with 0.3 to 1.1 of torch's
+    loses nothing by it. In float32 its error is 1.5 times that of torch's convolution for 64 inputs, 1.1 times for 128
+    and 0.8 for 256 (of 8x8 images torch's own is sometimes a third): the others take m = 2, with 0.3 to 0.9 of torch's
     error. Images of 4x4 are too small for m = 4.
 
     1x1, m = 1: as fast as oneDNN, without the 20 us that a call of it costs.
@@ -36,7 +36,7 @@ def tile_for(x: Tensor, weight: Tensor, padding: int) -> int | None:
     if kernel == [1, 1]:
         large = pixels * inputs * outputs > _PRODUCTS_WORTH_A_CALL
         return None if large and x.dtype == torch.bfloat16 and _has_fast_halves() else 1
-    exact_enough = inputs >= 256 and pixels >= 256 if x.dtype == torch.float32 else pixels >= 64
+    exact_enough = inputs >= 128 and pixels >= 256 if x.dtype == torch.float32 else pixels >= 64
     return 4 if exact_enough else 2
 
 

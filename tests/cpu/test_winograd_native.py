@@ -132,8 +132,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(changed, named):
 @pytest.mark.parametrize(
     ("dtype", "size", "channels", "amx", "fast_halves", "of_3x3", "of_1x1"),
     [
-        (torch.float32, 32, 128, False, False, 2, 1),
-        (torch.float32, 32, 256, False, False, 4, 1),  # as exact as torch's from here on
+        (torch.float32, 32, 64, False, False, 2, 1),
+        (torch.float32, 32, 128, False, False, 4, 1),  # as exact as torch's from here on
         (torch.float32, 8, 16, True, True, 2, 1),
         (torch.float32, 8, 256, False, False, 2, 1),
         (torch.bfloat16, 8, 256, False, False, 4, 1),
