@@ -272,14 +272,16 @@ def _native_built() -> bool:
 
 def _choose(backend: str, device: torch.device) -> str:
     if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+        raise ValueError(f"backend is {backend!r}; allowed: {', '.join(map(repr, BACKENDS))}")
     if backend == "auto":
         built = {"cpu": _native_built, "cuda": _cuda_built}.get(device.type, lambda: False)
         return device.type if built() else "reference"
     if backend == "cpu" and device.type != "cpu":
-        raise ValueError(f"backend='cpu' needs a CPU device, got '{device}'; allowed there: 'reference'")
+        raise ValueError(f"backend is 'cpu' with device '{device}'; allowed: 'auto' or 'reference', or a CPU device")
     if backend in ("cuda", "triton") and device.type != "cuda":
-        raise ValueError(f"backend='{backend}' needs a CUDA device, got '{device}'; allowed there: 'cpu', 'reference'")
+        raise ValueError(
+            f"backend is '{backend}' with device '{device}'; allowed: 'auto' or 'reference', or a CUDA device"
+        )
     if backend == "cpu" and not _native_built():
         raise RuntimeError("backend='cpu' cannot run: engine._native is not built; allowed: 'reference'")
     if backend == "cuda" and not _cuda_built():
@@ -293,7 +295,7 @@ def _check(seeds: Any, draw: Any, shape: Any) -> tuple[list[int], list[int], lis
     if hasattr(draw, "__len__") and not (isinstance(draw, torch.Tensor) and draw.ndim == 0):
         draws = _integers("draw", draw, 63)
         if len(draws) != len(keys):
-            raise ValueError(f"draw must be one integer or one per seed ({len(keys)}), got {len(draws)}")
+            raise ValueError(f"draw has {len(draws)} entries; allowed: one integer, or one per seed ({len(keys)})")
     else:
         draws = [_integer("draw", draw, 63)] * len(keys)
     return keys, draws, _integers("shape", shape, 63)
@@ -302,11 +304,11 @@ def _check(seeds: Any, draw: Any, shape: Any) -> tuple[list[int], list[int], lis
 def _integers(name: str, values: Any, bits: int) -> list[int]:
     """`values` as a list of Python integers in [0, 2**bits), or a ValueError that names them."""
     if isinstance(values, torch.Tensor) and values.ndim != 1:
-        raise ValueError(f"{name} must be a 1-D tensor, got one of shape {tuple(values.shape)}")
+        raise ValueError(f"{name} has shape {list(values.shape)}; allowed: a 1-D tensor")
     try:
         items = values.tolist() if isinstance(values, torch.Tensor) else list(values)
     except TypeError:
-        raise ValueError(f"{name} must be a sequence of integers in [0, 2**{bits}), got {values!r}") from None
+        raise ValueError(f"{name} is {values!r}; allowed: a sequence of integers in [0, 2**{bits})") from None
     return [_integer(f"{name}[{i}]", item, bits) for i, item in enumerate(items)]
 
 
@@ -317,5 +319,5 @@ def _integer(name: str, value: Any, bits: int) -> int:
     except TypeError:
         index = -1
     if isinstance(value, bool) or not 0 <= index < 1 << bits:
-        raise ValueError(f"{name} must be an integer in [0, 2**{bits}), got {value!r}")
+        raise ValueError(f"{name} is {value!r}; allowed: an integer in [0, 2**{bits})")
     return index

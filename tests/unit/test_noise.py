@@ -254,18 +254,18 @@ def test_every_seed_alone_is_normal(z):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([0, -1], 0, (2,)), r"^seeds\[1\] must be an integer in \[0, 2\*\*64\), got -1$"),
-        (([2**64], 0, (2,)), r"^seeds\[0\] must be .* got 18446744073709551616$"),
-        (([True], 0, (2,)), r"^seeds\[0\] must be .* got True$"),
-        ((5, 0, (2,)), r"^seeds must be a sequence of integers in \[0, 2\*\*64\), got 5$"),
-        ((torch.zeros(1), 0, (2,)), r"^seeds\[0\] must be .* got 0\.0$"),
-        ((torch.zeros(1, 2, dtype=torch.int64), 0, (2,)), r"^seeds must be a 1-D tensor, got .*\(1, 2\)$"),
-        (([0], -1, (2,)), r"^draw must be an integer in \[0, 2\*\*63\), got -1$"),
-        (([0], 2**63, (2,)), r"^draw must be .* got 9223372036854775808$"),
-        (([0], [1, 2], (2,)), r"^draw must be one integer or one per seed \(1\), got 2$"),
-        (([0], [1.5], (2,)), r"^draw\[0\] must be an integer .* got 1\.5$"),
-        (([0], 0, (2, -3)), r"^shape\[1\] must be an integer .* got -3$"),
-        (([0], 0, 2), r"^shape must be a sequence of integers .* got 2$"),
+        (([0, -1], 0, (2,)), r"^seeds\[1\] is -1; allowed: an integer in \[0, 2\*\*64\)$"),
+        (([2**64], 0, (2,)), r"^seeds\[0\] is 18446744073709551616; allowed: an integer"),
+        (([True], 0, (2,)), r"^seeds\[0\] is True; allowed: an integer"),
+        ((5, 0, (2,)), r"^seeds is 5; allowed: a sequence of integers in \[0, 2\*\*64\)$"),
+        ((torch.zeros(1), 0, (2,)), r"^seeds\[0\] is 0\.0; allowed: an integer"),
+        ((torch.zeros(1, 2, dtype=torch.int64), 0, (2,)), r"^seeds has shape \[1, 2\]; allowed: a 1-D tensor$"),
+        (([0], -1, (2,)), r"^draw is -1; allowed: an integer in \[0, 2\*\*63\)$"),
+        (([0], 2**63, (2,)), r"^draw is 9223372036854775808; allowed: an integer"),
+        (([0], [1, 2], (2,)), r"^draw has 2 entries; allowed: one integer, or one per seed \(1\)$"),
+        (([0], [1.5], (2,)), r"^draw\[0\] is 1\.5; allowed: an integer"),
+        (([0], 0, (2, -3)), r"^shape\[1\] is -3; allowed: an integer"),
+        (([0], 0, 2), r"^shape is 2; allowed: a sequence of integers"),
     ],
 )
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -275,9 +275,11 @@ def test_bad_arguments(arguments, message, backend):
 
 
 def test_bad_backend():
-    with pytest.raises(ValueError, match=r"^backend must be one of 'auto', .*'reference', got 'gpu'$"):
+    with pytest.raises(ValueError, match=r"^backend is 'gpu'; allowed: 'auto', .*'reference'$"):
         normal([0], 0, (2,), backend="gpu")
-    with pytest.raises(ValueError, match=r"^backend='cpu' needs a CPU device, got 'meta'; .*'reference'$"):
+    with pytest.raises(
+        ValueError, match=r"^backend is 'cpu' with device 'meta'; allowed: 'auto' or 'reference', or a CPU device$"
+    ):
         normal([0], 0, (2,), backend="cpu", device="meta")
 
 
