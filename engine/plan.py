@@ -15,6 +15,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 
+from .allowed import require
 from .preconditioning import Coefficients, Preconditioning
 
 
@@ -141,9 +142,14 @@ class Plan:
     """
 
     def __init__(self, sampler: Sampler, preconditioning: Preconditioning) -> None:
+        require("sampler", sampler, isinstance(sampler, Sampler), "an engine.Sampler with rows, which rk45 has not")
+        known = isinstance(preconditioning, Preconditioning)
+        require("preconditioning", preconditioning, known, "one of engine.preconditioning, such as EDM()")
         self.sampler, self.preconditioning = sampler, preconditioning
         self.steps = sampler.steps
         rows = sampler.rows(preconditioning)
+        ok = isinstance(rows, list | tuple) and all(isinstance(row, Row) for row in rows)
+        require(f"rows of {type(sampler).__name__}", rows, ok, "a list of engine.plan.Row")
         _check_order(rows)
         coefficients = preconditioning.scaled_coefficients if sampler.scaled else preconditioning.coefficients
         self.draws = sampler.draws
@@ -183,7 +189,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def _precondition(rows: list[Row], coefficients: Callable[[torch.Tensor], Coefficients]) -> list[Row]:
+def _precondition(rows: Sequence[Row], coefficients: Callable[[torch.Tensor], Coefficients]) -> list[Row]:
     """Fill in what the solver does not decide: c_skip and c_out of each evaluation, c_in and c_noise of the next."""
     sigma = torch.tensor([row.sigma for row in rows[1:]], dtype=torch.float64, device="cpu").to(torch.float32)
     c_skip, c_out, c_in, c_noise = (c.tolist() for c in coefficients(sigma))
@@ -203,8 +209,8 @@ def slots_used(row: Row) -> int:
     return max([*read, row.keep_slot, row.store_slot]) + 1
 
 
-def _check_order(rows: list[Row]) -> None:
-    """BEGIN comes first and only there; a CORRECT finishes what the PREDICT before it began."""
+def _check_order(rows: Sequence[Row]) -> None:
+    """BEGIN comes first and only there; a CORRECT finishes the PREDICT before it; nothing is evaluated at sigma = 0."""
     ops = [row.op for row in rows]
     if len(ops) < 2 or [index for index, op in enumerate(ops) if op is Op.BEGIN] != [0]:
         raise ValueError(
@@ -213,6 +219,11 @@ def _check_order(rows: list[Row]) -> None:
     for index, (op, following) in enumerate(zip(ops, [*ops[1:], None], strict=True)):
         if (op is Op.PREDICT) != (following is Op.CORRECT):
             raise ValueError(f"row {index} ({op.name}): every PREDICT is followed by a CORRECT, and no other row is")
+        sigma = rows[index].sigma
+        if op is not Op.BEGIN and not sigma > 0:
+            raise ValueError(
+                f"row {index} ({op.name}): sigma is {sigma}; allowed: above 0, as it consumes a network's output"
+            )
 
 
 def _check_numbers(rows: Sequence[Row], draws: int) -> None:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..allowed import check_numbers, require
 from ..plan import Op, Row, Sampler
 from ..preconditioning import Preconditioning
-from .base import Churn, require
+from .base import Churn
 from .levels import Discretization, Levels, LinearSchedule, VESchedule, VPSchedule
 from .registry import listed
 
@@ -48,7 +49,7 @@ class AblationSampler(Sampler):
         require("solver", self.solver, self.solver in ("heun", "euler"), "'heun', 'euler'")
         require("schedule", self.schedule, self.schedule in ("linear", "vp", "ve"), "'linear', 'vp', 've'")
         require("scaling", self.scaling, self.scaling in ("none", "vp"), "'none', 'vp'")
-        require("alpha", self.alpha, 0 < self.alpha <= 1, "a number above 0, up to 1")
+        check_numbers(self, "alpha", "a number above 0, up to 1", lambda v: 0 < v <= 1)
 
     @property
     def steps(self) -> int:

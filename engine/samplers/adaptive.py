@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .base import require
+from ..allowed import check_integers, check_numbers
 from .edm import EDMSampler, edm
 from .registry import listed
 
@@ -19,11 +19,10 @@ class AdaptiveSampler:
     max_nfe: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("rtol", "atol", "sigma_min"):
-            require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a finite number above 0")
-        finite = self.sigma_min < self.sigma_max < math.inf
-        require("sigma_max", self.sigma_max, finite, f"a finite number above sigma_min = {self.sigma_min}")
-        require("max_nfe", self.max_nfe, isinstance(self.max_nfe, int) and self.max_nfe >= 9, "an integer from 9")
+        low = self.sigma_min
+        check_numbers(self, "rtol atol sigma_min", "a finite number above 0", lambda v: 0 < v < math.inf)
+        check_numbers(self, "sigma_max", f"a finite number above sigma_min = {low}", lambda v: low < v < math.inf)
+        check_integers(self, "max_nfe", 9)
 
     @property
     def ends(self) -> EDMSampler:

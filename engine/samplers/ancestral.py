@@ -4,15 +4,15 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+from ..allowed import integer, number
 from ..plan import Row
-from .base import require
 from .tables import linear, table
 
 
 @table(source="Song, Meng, Ermon 2021 (DDIM), equations 12 and 16", stochastic="eta > 0", zero_snr=True)
 def ddim(sigmas: Sequence[float], eta: float = 0.0) -> Iterator[Row]:
     """DDIM; in x = y + sigma n its deterministic form (eta = 0) is Euler's method, and eta = 1 is DDPM's sampler."""
-    require("eta", eta, 0 <= eta <= 1, "a number from 0 to 1")
+    eta = number("eta", eta, "a number from 0 to 1", lambda v: 0 <= v <= 1)
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         up = eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
         down = math.sqrt(sigma_next**2 - up**2)
@@ -55,7 +55,7 @@ def predictor_corrector(sigmas: Sequence[float], snr: float = 0.16) -> Iterator[
     The corrector's step size is 2 (snr |z| / |score|)^2 with |z| / |score| taken at its expectation, sigma, instead of
     measured in each batch: so it is a table, and a sample does not depend on its batch.
     """
-    require("snr", snr, 0 < snr < 1, "a number between 0 and 1")
+    snr = number("snr", snr, "a number between 0 and 1", lambda v: 0 < v < 1)
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         step = 2 * snr**2  # in units of sigma^2: x + step sigma^2 score + sqrt(2 step) sigma z
         yield linear(sigma, x=1 - step, D=step, std=math.sqrt(2 * step) * sigma, draw=2 * i)
@@ -68,8 +68,8 @@ def langevin(sigmas: Sequence[float], inner: int = 5, epsilon: float = 0.1) -> I
 
     NCSNv2's levels are discretization="ve". epsilon is the papers' step size as a share of each level's variance.
     """
-    require("inner", inner, isinstance(inner, int) and inner >= 1, "an integer from 1")
-    require("epsilon", epsilon, 0 < epsilon < 1, "a number between 0 and 1")
+    inner = integer("inner", inner, 1)
+    epsilon = number("epsilon", epsilon, "a number between 0 and 1", lambda v: 0 < v < 1)
     for i, sigma in enumerate(sigmas[:-1]):
         for j in range(inner):
             # x + epsilon sigma^2 score + sqrt(2 epsilon) sigma n, score = (D - x) / sigma^2

@@ -1,7 +1,9 @@
-"""What samplers share: the churn of Algorithm 2, and how a parameter out of range is refused."""
+"""What samplers share: the churn of Algorithm 2."""
 
 import math
 from dataclasses import dataclass
+
+from ..allowed import check_numbers, require
 
 
 @dataclass(frozen=True)
@@ -14,14 +16,8 @@ class Churn:
     S_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("S_churn", "S_tmin", "S_tmax", "S_noise"):
-            require(name, getattr(self, name), getattr(self, name) >= 0, "a number from 0")
+        check_numbers(self, "S_churn S_tmin S_tmax S_noise", "a number from 0", lambda v: v >= 0)
         require("S_tmax", self.S_tmax, self.S_tmax >= self.S_tmin, f"at least S_tmin = {self.S_tmin}")
 
     def gamma(self, sigma: float, steps: int) -> float:
         return min(self.S_churn / steps, math.sqrt(2) - 1) if self.S_tmin <= sigma <= self.S_tmax else 0.0
-
-
-def require(name: str, value: object, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} is {value!r}; allowed: {allowed}")

@@ -7,9 +7,10 @@ from typing import Literal
 
 import torch
 
+from ..allowed import require
 from ..plan import Op, Row, Sampler
 from ..preconditioning import Preconditioning
-from .base import Churn, require
+from .base import Churn
 from .levels import Levels
 from .registry import listed
 

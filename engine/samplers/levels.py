@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import discrete
+from ..allowed import check_integers, check_numbers, number, require
 from ..preconditioning import Discrete, Preconditioning
-from .base import require
 
 Discretization = Literal["edm", "vp", "ve", "iddpm", "leading", "linspace", "trailing"]
 _F64 = torch.float64
@@ -40,18 +40,20 @@ class Levels:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        require("steps", self.steps, isinstance(self.steps, int) and self.steps >= 1, "an integer from 1")
+        check_integers(self, "steps", 1)
         choices = get_args(Discretization)
         require("discretization", self.discretization, self.discretization in choices, ", ".join(map(repr, choices)))
-        for name in ("rho", "C_1", "C_2"):
-            require(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "a finite number above 0")
-        require("epsilon_s", self.epsilon_s, 0 < self.epsilon_s < 1, "a number between 0 and 1")
-        require("M", self.M, isinstance(self.M, int) and self.M >= 2, "an integer from 2")
+        check_numbers(self, "rho C_1 C_2", "a finite number above 0", lambda v: 0 < v < math.inf)
+        check_numbers(self, "epsilon_s", "a number between 0 and 1", lambda v: 0 < v < 1)
+        check_integers(self, "M", 2)
+        check_integers(self, "offset", 0)
         leads = self.discretization == "leading"
         require("offset", self.offset, leads or self.offset == 0, "0, unless discretization is 'leading'")
         low, high = self._asked()
-        require("sigma_min", low, 0 < low < math.inf, "a finite number above 0")
-        require("sigma_max", high, low < high < math.inf, f"a finite number above sigma_min = {low}")
+        low = number("sigma_min", low, "a finite number above 0", lambda v: 0 < v < math.inf)
+        high = number("sigma_max", high, f"a finite number above sigma_min = {low}", lambda v: low < v < math.inf)
+        object.__setattr__(self, "sigma_min", None if self.sigma_min is None else low)
+        object.__setattr__(self, "sigma_max", None if self.sigma_max is None else high)
 
     def _asked(self) -> tuple[float, float]:
         vp = VPSchedule(19.9, 0.1)
@@ -116,6 +118,8 @@ class Levels:
         spacing: discrete.Spacing = self.discretization  # type: ignore[assignment]
         chosen = discrete.timesteps(preconditioning.T, self.steps, spacing, self.offset)
         sigmas = preconditioning.levels()[torch.tensor(chosen) - 1]
+        says = preconditioning.prediction != "epsilon" or bool(sigmas.isfinite().all())
+        require("prediction", preconditioning.prediction, says, "'v', 'sample', to start from zero terminal SNR")
         return torch.cat([sigmas, torch.zeros(1, dtype=_F64, device="cpu")])
 
 

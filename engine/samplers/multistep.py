@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from numpy.polynomial import Polynomial
 
+from ..allowed import integer, number
 from ..plan import Row
-from .base import require
 from .tables import linear, table
 
 
@@ -29,7 +29,7 @@ def dpmpp_2m(sigmas: Sequence[float]) -> Iterator[Row]:
 @table(source="Lu et al. 2022 (DPM-Solver++), Algorithm 1 (2S)", order="2", evaluations="2")
 def dpmpp_2s(sigmas: Sequence[float], r: float = 0.5) -> Iterator[Row]:
     """DPM-Solver++(2S): a second evaluation between the levels, r of the way in lambda; slot 0 holds x, slot 1 D."""
-    require("r", r, 0 < r <= 1, "a number above 0, up to 1")
+    r = number("r", r, "a number above 0, up to 1", lambda v: 0 < v <= 1)
     for sigma, sigma_next in itertools.pairwise(sigmas):
         if sigma_next == 0:
             yield linear(sigma, D=1.0)
@@ -51,7 +51,7 @@ def dpmpp_2s(sigmas: Sequence[float], r: float = 0.5) -> Iterator[Row]:
 )
 def dpmpp_2m_sde(sigmas: Sequence[float], eta: float = 1.0) -> Iterator[Row]:
     """SDE-DPM-Solver++(2M), midpoint form; eta scales the noise, 0 is the ODE's solver. Slot 0 holds the last D."""
-    require("eta", eta, 0 <= eta < math.inf, "a number from 0")
+    eta = number("eta", eta, "a finite number from 0", lambda v: 0 <= v < math.inf)
     h_last = None
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         if sigma_next == 0:
@@ -124,7 +124,7 @@ def _unipc_corrector(levels: Sequence[float], steps: Sequence[float], i: int) ->
 @table(source="Katherine Crowson, k-diffusion (LMS); Adams-Bashforth in sigma", order="order", history=True)
 def lms(sigmas: Sequence[float], order: int = 4) -> Iterator[Row]:
     """Linear multistep: the slope (x - D) / sigma extrapolated through up to ``order`` levels; slots hold old ones."""
-    require("order", order, order in (1, 2, 3, 4), "1, 2, 3, 4")
+    order = integer("order", order, 1, 4)
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         used = min(i + 1, order)
         weights = _adams_bashforth([sigmas[i - j] for j in range(used)], sigma, sigma_next)

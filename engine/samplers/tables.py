@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..allowed import require
 from ..plan import X_FROM, Op, Row, Sampler
 from ..preconditioning import Preconditioning
-from .base import require
 from .levels import Levels
 from .registry import listed
 
@@ -40,7 +40,7 @@ class TableSampler(Sampler):
     zero_snr: bool = False
 
     def __post_init__(self) -> None:
-        list(self._rows([2.0, 1.0, 0.0]))  # raises for an option out of range now, not when a plan is built
+        self._rows([2.0, 1.0, 0.0])  # raises for an option out of range now, not when a plan is built
 
     @property
     def steps(self) -> int:
@@ -68,8 +68,12 @@ class TableSampler(Sampler):
             raise ValueError(f"steps is {self.steps}; allowed: {same}") from None
         return _scale(rows) if self.scaled else rows
 
-    def _rows(self, sigmas: Sequence[float]) -> Iterator[Row]:
-        return self.generate(sigmas, **dict(self.options))
+    def _rows(self, sigmas: Sequence[float]) -> list[Row]:
+        made: object = self.generate(sigmas, **dict(self.options))
+        rows = list(made) if isinstance(made, Iterable) else made
+        ok = isinstance(rows, list) and len(rows) > 0 and all(isinstance(row, Row) for row in rows)
+        require(f"what {self.generate.__name__} yields", rows, ok, "rows made by linear(...), one or more")
+        return rows  # type: ignore[return-value]
 
     def __str__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options)
@@ -132,7 +136,10 @@ def table(zero_snr: bool = False, **properties: Any) -> Callable[[Rows], Callabl
         signature = inspect.Signature([*shared, *own], return_annotation=TableSampler)
 
         def make(*arguments: object, **keywords: object) -> TableSampler:
-            given = signature.bind(*arguments, **keywords)
+            try:
+                given = signature.bind(*arguments, **keywords)
+            except TypeError as error:
+                raise TypeError(f"{make.__name__}() {error}; allowed: {', '.join(signature.parameters)}") from None
             given.apply_defaults()
             levels = Levels(**{f.name: given.arguments.pop(f.name) for f in _SHARED})
             return TableSampler(generate, levels, tuple(given.arguments.items()), zero_snr)

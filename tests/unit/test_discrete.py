@@ -168,10 +168,14 @@ def test_zero_terminal_snr_draws_the_data(name, prediction):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ddim", {"prediction": "epsilon"}, "c_skip is inf|c_out is -inf"),
+        (
+            "ddim",
+            {"prediction": "epsilon"},
+            "^prediction is 'epsilon'; allowed: 'v', 'sample', to start from zero terminal SNR$",
+        ),
         ("dpmpp_2s", {"prediction": "v"}, "allowed: finite sigma; dpmpp_2s has no form at zero terminal SNR"),
         ("lms", {"prediction": "v"}, "lms has no form at zero terminal SNR"),
-        ("edm", {"prediction": "v"}, "begin_scale is inf|sigma"),
+        ("edm", {"prediction": "v"}, "^sigma_max is inf; allowed: a finite number above sigma_min = 0.002$"),
     ],
 )
 def test_what_has_no_form_at_zero_snr_is_refused(name, options, message):

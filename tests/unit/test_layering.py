@@ -10,6 +10,7 @@ ROOT = Path(engine.__file__).parent
 LAYERS = [
     {
         "kernels",
+        "allowed",
         "noise",
         "files",
         "provenance",

@@ -119,6 +119,8 @@ BEGIN = Row(Op.BEGIN, begin_scale=2.0)
             "w_0 \\+ w_1 = 1.1",
         ),
         ([BEGIN, Row(Op.PREDICT, sigma=2.0, h=-1.0)], "every PREDICT is followed by a CORRECT"),
+        ([BEGIN, Row(Op.EULER, sigma=0.0, h=-1.0)], r"row 1 \(EULER\): sigma is 0.0; allowed: above 0"),
+        ([BEGIN, Row(Op.EULER, h=-1.0)], r"row 1 \(EULER\): sigma is nan; allowed: above 0"),
         (
             [
                 BEGIN,
@@ -132,6 +134,32 @@ BEGIN = Row(Op.BEGIN, begin_scale=2.0)
 def test_a_wrong_table_is_not_a_plan(rows, message):
     with pytest.raises(ValueError, match=message):
         Plan(Handmade(tuple(rows)), EDM())
+
+
+@dataclass(frozen=True)
+class Empty(Sampler):
+    steps: int = 1
+
+    def rows(self, preconditioning):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((Empty(), EDM()), r"rows of Empty is None; allowed: a list of engine\.plan\.Row"),
+        ((Handmade((1,)), EDM()), r"rows of Handmade is \[1\]; allowed: a list of engine\.plan\.Row"),
+        ((EDM(), samplers.edm()), r"sampler is EDM\(.*\); allowed: an engine\.Sampler with rows, which rk45 has not"),
+        ((samplers.rk45(), EDM()), r"sampler is AdaptiveSampler\(.*\); allowed: an engine\.Sampler with rows, .*"),
+        (
+            (samplers.edm(), "EDM"),
+            r"preconditioning is 'EDM'; allowed: one of engine\.preconditioning, such as EDM\(\)",
+        ),
+    ],
+)
+def test_what_is_no_sampler_or_preconditioning(arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Plan(*arguments)
 
 
 @pytest.mark.parametrize(

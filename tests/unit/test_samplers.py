@@ -3,8 +3,10 @@
 import inspect
 import itertools
 import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from engine import loop, samplers
 from engine.backends import BACKENDS, REFERENCE
 from engine.plan import Plan
 from engine.preconditioning import EDM, IDDPM, VE, VP, Direct
-from engine.samplers import CHURN_PRESETS, REGISTRY, Levels
+from engine.samplers import CHURN_PRESETS, REGISTRY, Levels, linear
 from engine.state import Noise, State
 from tests import plain_samplers
 from tests.cases import assert_same_bits
@@ -252,8 +254,28 @@ def test_presets_of_the_paper():
     [
         ("ddim", {"eta": 1.5}, r"eta is 1.5; allowed: a number from 0 to 1"),
         ("dpmpp_2s", {"r": 0.0}, "r is 0.0"),
-        ("lms", {"order": 5}, "order is 5; allowed: 1, 2, 3, 4"),
-        ("langevin", {"inner": 0}, "inner is 0"),
+        ("ddim", {"eta": "1"}, "eta is '1'; allowed: a number from 0 to 1"),
+        ("ddim", {"steps": True}, "steps is True; allowed: an integer from 1"),
+        ("ddim", {"steps": "7"}, "steps is '7'; allowed: an integer from 1"),
+        ("edm", {"rho": "7"}, "rho is '7'; allowed: a finite number above 0"),
+        ("edm", {"rho": None}, "rho is None; allowed: a finite number above 0"),
+        ("edm", {"S_churn": None}, "S_churn is None; allowed: a number from 0"),
+        ("edm", {"S_noise": math.nan}, "S_noise is nan; allowed: a number from 0"),
+        ("edm", {"sigma_min": "1"}, "sigma_min is '1'; allowed: a finite number above 0"),
+        ("edm", {"sigma_max": "80"}, "sigma_max is '80'; allowed: a finite number above sigma_min = 0.002"),
+        ("ablation", {"alpha": "1"}, "alpha is '1'; allowed: a number above 0, up to 1"),
+        ("ablation", {"epsilon_s": None}, "epsilon_s is None; allowed: a number between 0 and 1"),
+        ("ablation", {"M": 10.0}, "M is 10.0; allowed: an integer from 2"),
+        ("dpmpp_2m_sde", {"eta": math.inf}, "eta is inf; allowed: a finite number from 0"),
+        ("dpmpp_2s", {"r": "a"}, "r is 'a'; allowed: a number above 0, up to 1"),
+        ("lms", {"order": 2.0}, "order is 2.0; allowed: an integer from 1 to 4"),
+        ("langevin", {"epsilon": ()}, r"epsilon is \(\); allowed: a number between 0 and 1"),
+        ("predictor_corrector", {"snr": None}, "snr is None; allowed: a number between 0 and 1"),
+        ("rk45", {"rtol": "a"}, "rtol is 'a'; allowed: a finite number above 0"),
+        ("rk45", {"sigma_max": "80"}, "sigma_max is '80'; allowed: a finite number above sigma_min = 0.002"),
+        ("rk45", {"max_nfe": 100.0}, "max_nfe is 100.0; allowed: an integer from 9"),
+        ("lms", {"order": 5}, "order is 5; allowed: an integer from 1 to 4"),
+        ("langevin", {"inner": 0}, "inner is 0; allowed: an integer from 1"),
         ("predictor_corrector", {"snr": 0.0}, "snr is 0.0; allowed: a number between 0 and 1"),
         ("rk45", {"rtol": 0.0}, "rtol is 0.0; allowed: a finite number above 0"),
         ("rk45", {"sigma_max": 0.001}, "sigma_max is 0.001; allowed: a finite number above sigma_min = 0.002"),
@@ -270,6 +292,39 @@ def test_presets_of_the_paper():
 def test_bad_options_are_refused_at_once(name, options, message):
     with pytest.raises(ValueError, match=message):
         REGISTRY[name].make(**options)
+
+
+def test_numbers_of_numpy_are_python_s():
+    """And so are hashed, compared and written to settings.json like these."""
+    given = samplers.edm(steps=np.int64(7), sigma_max=np.float64(40), rho=np.int32(5), S_churn=np.float32(0.5))
+    assert given == samplers.edm(steps=7, sigma_max=40.0, rho=5, S_churn=0.5)
+    assert "np." not in repr(given)
+    assert Plan(REGISTRY["langevin"].make(3, inner=np.int64(2)), EDM()).nfe == 6
+
+
+def test_an_unknown_option_is_refused_by_the_sampler_s_name():
+    allowed = "steps, sigma_min, sigma_max, rho, discretization, eta"
+    with pytest.raises(TypeError, match=rf"^ddim\(\) got an unexpected keyword argument 'foo'; allowed: {allowed}$"):
+        samplers.ddim(foo=1)
+
+
+def sigma_as_it_comes(sigmas):
+    for sigma in sigmas:
+        yield linear(sigma, D=1.0)
+
+
+@pytest.mark.parametrize(
+    ("generate", "message"),
+    [
+        (lambda sigmas: None, "what <lambda> yields is None; allowed: rows made by linear(...), one or more"),
+        (lambda sigmas: iter(()), "what <lambda> yields is []; allowed: rows made by linear(...), one or more"),
+        (lambda sigmas: [1.5], "what <lambda> yields is [1.5]; allowed: rows made by linear(...), one or more"),
+        (sigma_as_it_comes, "row 4 (LINEAR): sigma is 0.0; allowed: above 0, as it consumes a network's output"),
+    ],
+)
+def test_a_sampler_of_one_s_own_that_yields_no_table(generate, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Plan(samplers.TableSampler(generate, Levels(3)), EDM())
 
 
 def test_the_table_in_the_documentation_is_the_list():

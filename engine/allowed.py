@@ -1,0 +1,41 @@
+"""How bad input is refused: by one line, "X is <value>; allowed: <what>". Numbers are checked here and nowhere else."""
+
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+
+def require(name: str, value: object, ok: bool, allowed: str) -> None:
+    """Raises ValueError unless ``ok``."""
+    if not ok:
+        raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def is_number(value: Any, kind: type = numbers.Real) -> bool:
+    """A real number of Python or NumPy that is not NaN; truth values are not numbers."""
+    return type(value) is not bool and isinstance(value, kind) and bool(value == value)
+
+
+def number(name: str, value: Any, allowed: str, ok: Callable[[Any], bool]) -> float:
+    """A number for which ``ok`` holds, as Python's own int or float. Raises ValueError for anything else."""
+    require(name, value, is_number(value) and bool(ok(value)), allowed)
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def integer(name: str, value: Any, lowest: int, highest: int | None = None) -> int:
+    """An integer from ``lowest`` to ``highest``, as Python's own. Raises ValueError for anything else."""
+    ok = is_number(value, numbers.Integral) and lowest <= value and (highest is None or value <= highest)
+    require(name, value, ok, f"an integer from {lowest}" + ("" if highest is None else f" to {highest}"))
+    return int(value)
+
+
+def check_numbers(record: object, names: str, allowed: str, ok: Callable[[Any], bool]) -> None:
+    """`number` for fields of a frozen record, whose names stand in ``names`` with spaces between."""
+    for name in names.split():
+        object.__setattr__(record, name, number(name, getattr(record, name), allowed, ok))
+
+
+def check_integers(record: object, names: str, lowest: int) -> None:
+    """`integer` for fields of a frozen record."""
+    for name in names.split():
+        object.__setattr__(record, name, integer(name, getattr(record, name), lowest))
