@@ -99,7 +99,6 @@ class Denoiser(nn.Module):
         learn_sigma = rest.pop("learn_sigma", kind is pre.IDDPM)
         pre_names = set(inspect.signature(kind).parameters)
         pre_args = {name: rest.pop(name) for name in list(rest) if name in pre_names}
-        _check_numbers(kind, pre_args)
         given = {"img_resolution", "in_channels", "out_channels"}
         allowed = set(inspect.signature(_NETWORKS[model_type]).parameters) - given
         for name in rest:
@@ -195,13 +194,6 @@ class Denoiser(nn.Module):
             net_in = torch.cat([net_in, padding], dim=1)
         F = self.call_network(net_in, c_noise, class_labels, **extra)
         return per_sample(c_skip, x) * x + per_sample(c_out, x) * F[:, : x.shape[1]].to(dtype)
-
-
-def _check_numbers(kind: type[Preconditioning], given: Mapping[str, Any]) -> None:
-    for name, value in given.items():
-        number = isinstance(inspect.signature(kind).parameters[name].default, int | float)
-        if number and not isinstance(value, int | float):
-            raise ValueError(f"{name} is {value!r}; allowed: a number")
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

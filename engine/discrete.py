@@ -5,10 +5,13 @@ Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed",
 """
 
 import math
+import numbers
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from .allowed import integer, is_number
 
 Schedule = Literal["linear", "cosine", "scaled-linear", "sigmoid"]
 Spacing = Literal["leading", "linspace", "trailing"]
@@ -24,10 +27,9 @@ def betas(schedule: Schedule = "linear", T: int = 1000, scale: float = 1.0) -> T
     """
     if schedule not in get_args(Schedule):
         raise ValueError(f"schedule is {schedule!r}; allowed: {', '.join(map(repr, get_args(Schedule)))}")
-    if not (isinstance(T, int) and T >= 2):
-        raise ValueError(f"T is {T!r}; allowed: an integer from 2")
-    if not 0 < scale <= 1 or (scale != 1 and schedule != "linear"):
-        raise ValueError(f"scale is {scale} with {schedule!r}; allowed: above 0 up to 1, and 1 unless linear")
+    T = integer("T", T, 2)
+    if not (is_number(scale) and 0 < scale <= 1) or (scale != 1 and schedule != "linear"):
+        raise ValueError(f"scale is {scale!r} with {schedule!r}; allowed: above 0 up to 1, and 1 unless linear")
     if schedule == "linear":
         exact = torch.linspace(scale * 1e-4, scale * 0.02, T, dtype=_F64, device="cpu")
     elif schedule == "scaled-linear":
@@ -77,10 +79,10 @@ def timesteps(T: int, steps: int, spacing: Spacing = "trailing", offset: int = 0
     """
     if spacing not in get_args(Spacing):
         raise ValueError(f"spacing is {spacing!r}; allowed: {', '.join(map(repr, get_args(Spacing)))}")
-    if not (isinstance(steps, int) and 1 <= steps <= T):
+    if not (is_number(steps, numbers.Integral) and 1 <= steps <= T):
         raise ValueError(f"steps is {steps!r}; allowed: an integer from 1 to T = {T}")
     highest = T - 1 - (steps - 1) * (T // steps) if spacing == "leading" else 0
-    if not (isinstance(offset, int) and 0 <= offset <= highest):
+    if not (is_number(offset, numbers.Integral) and 0 <= offset <= highest):
         raise ValueError(f"offset is {offset!r} with {spacing!r} and {steps} steps; allowed: 0 to {highest}")
     if spacing == "leading":
         chosen = [1 + offset + i * (T // steps) for i in range(steps)]

@@ -2,19 +2,22 @@
 
     D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma))          (equation 7)
 
-A preconditioning is a small frozen record: it holds numbers, never tensors, so plans built from it can be hashed.
+A preconditioning is a small frozen record: it holds numbers, never tensors, so plans built from it can be hashed. What
+it cannot be raises ValueError when it is made.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from . import discrete
+from .allowed import check_integers, check_numbers, is_number, require
 
 
 class Coefficients(NamedTuple):
@@ -52,6 +55,11 @@ def _sqrt(x: Tensor) -> Tensor:
     return x.to(torch.float64).sqrt().to(x.dtype)
 
 
+def _check_range(pre: Preconditioning) -> None:
+    check_numbers(pre, "sigma_min", "a finite number from 0", lambda v: 0 <= v < math.inf)
+    check_numbers(pre, "sigma_max", f"a number above sigma_min = {pre.sigma_min}", lambda v: v > pre.sigma_min)
+
+
 @dataclass(frozen=True)
 class EDM(Preconditioning):
     """Karras et al. 2022. sigma_data is the standard deviation of the training data."""
@@ -59,6 +67,10 @@ class EDM(Preconditioning):
     sigma_min: float = 0.0
     sigma_max: float = math.inf
     sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_range(self)
+        check_numbers(self, "sigma_data", "a number above 0 and finite", lambda v: 0 < v < math.inf)
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         total = sigma**2 + self.sigma_data**2
@@ -79,6 +91,12 @@ class VP(Preconditioning):
     beta_min: float = 0.1
     M: int = 1000
     epsilon_t: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "beta_d", "a number above 0 and finite", lambda v: 0 < v < math.inf)
+        check_numbers(self, "beta_min", "a finite number from 0", lambda v: 0 <= v < math.inf)
+        check_numbers(self, "epsilon_t", "a number between 0 and 1", lambda v: 0 < v < 1)
+        check_integers(self, "M", 2)
 
     @property
     def sigma_min(self) -> float:  # type: ignore[override]
@@ -108,6 +126,9 @@ class VE(Preconditioning):
     sigma_min: float = 0.02
     sigma_max: float = 100.0
 
+    def __post_init__(self) -> None:
+        _check_range(self)
+
     def coefficients(self, sigma: Tensor) -> Coefficients:
         one = torch.ones_like(sigma)
         return Coefficients(one, sigma, one, (0.5 * sigma).log())
@@ -123,6 +144,10 @@ class IDDPM(Preconditioning):
     C_1: float = 0.001
     C_2: float = 0.008
     M: int = 1000
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "C_1 C_2", "a number above 0 and finite", lambda v: 0 < v < math.inf)
+        check_integers(self, "M", 2)
 
     @property
     def sigma_min(self) -> float:  # type: ignore[override]
@@ -179,11 +204,17 @@ class Discrete(Preconditioning):
     betas: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.prediction not in ("epsilon", "v", "sample"):
-            raise ValueError(f"prediction is {self.prediction!r}; allowed: 'epsilon', 'v', 'sample'")
+        schedules = get_args(discrete.Schedule)
+        require("schedule", self.schedule, self.schedule in schedules, ", ".join(map(repr, schedules)))
+        known = self.prediction in ("epsilon", "v", "sample")
+        require("prediction", self.prediction, known, "'epsilon', 'v', 'sample'")
+        require("zero_snr", self.zero_snr, isinstance(self.zero_snr, bool), "True, False")
+        check_integers(self, "T", 2)
+        check_numbers(self, "scale", "a number above 0, up to 1", lambda v: 0 < v <= 1)
         if self.betas is not None:
+            require("betas", self.betas, isinstance(self.betas, Iterable), f"T = {self.T} numbers between 0 and 1")
             object.__setattr__(self, "betas", tuple(self.betas))  # a list out of a config: the record must hash
-            if not (len(self.betas) == self.T >= 2 and all(0 < beta < 1 for beta in self.betas)):
+            if not (len(self.betas) == self.T and all(is_number(beta) and 0 < beta < 1 for beta in self.betas)):
                 raise ValueError(f"betas has {len(self.betas)} entries; allowed: T = {self.T} of them, between 0 and 1")
         self.levels()
 
@@ -239,6 +270,9 @@ class Direct(Preconditioning):
 
     sigma_min: float = 0.0
     sigma_max: float = math.inf
+
+    def __post_init__(self) -> None:
+        _check_range(self)
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         one = torch.ones_like(sigma)

@@ -1,12 +1,14 @@
 """Table 1 of the EDM paper, written a second time in float64."""
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 
 from engine import Denoiser
-from engine.preconditioning import EDM, IDDPM, VE, VP, Direct
+from engine.preconditioning import EDM, IDDPM, VE, VP, Direct, Discrete
 
 SIGMA = torch.tensor([0.002, 0.03, 0.5, 1.0, 7.7, 80.0])
 
@@ -26,6 +28,48 @@ def test_formulas(sigma):
     assert [c.item() for c in got[:3]] == pytest.approx([1, -sigma, 1 / math.sqrt(s2 + 1)], rel=1e-6)
     assert got.c_noise.item() == pytest.approx(999 * t, rel=1e-3, abs=0.02)  # float32 log(1 + sigma^2)
     check(Direct(), 0, 1, 1, sigma)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (EDM, {"sigma_data": 0}, "sigma_data is 0; allowed: a number above 0 and finite"),
+        (EDM, {"sigma_data": -1.0}, "sigma_data is -1.0; allowed: a number above 0 and finite"),
+        (EDM, {"sigma_data": "0.5"}, "sigma_data is '0.5'; allowed: a number above 0 and finite"),
+        (EDM, {"sigma_data": True}, "sigma_data is True; allowed: a number above 0 and finite"),
+        (EDM, {"sigma_min": 5, "sigma_max": 1}, "sigma_max is 1; allowed: a number above sigma_min = 5"),
+        (VE, {"sigma_min": -1}, "sigma_min is -1; allowed: a finite number from 0"),
+        (Direct, {"sigma_min": math.inf}, "sigma_min is inf; allowed: a finite number from 0"),
+        (Direct, {"sigma_max": math.nan}, "sigma_max is nan; allowed: a number above sigma_min = 0.0"),
+        (VP, {"M": 0}, "M is 0; allowed: an integer from 2"),
+        (VP, {"beta_d": 0}, "beta_d is 0; allowed: a number above 0 and finite"),
+        (VP, {"beta_min": -0.1}, "beta_min is -0.1; allowed: a finite number from 0"),
+        (VP, {"epsilon_t": 1}, "epsilon_t is 1; allowed: a number between 0 and 1"),
+        (IDDPM, {"M": 0}, "M is 0; allowed: an integer from 2"),
+        (IDDPM, {"M": 10.5}, "M is 10.5; allowed: an integer from 2"),
+        (IDDPM, {"C_2": None}, "C_2 is None; allowed: a number above 0 and finite"),
+        (Discrete, {"T": "5"}, "T is '5'; allowed: an integer from 2"),
+        (Discrete, {"scale": "1"}, "scale is '1'; allowed: a number above 0, up to 1"),
+        (Discrete, {"zero_snr": "no"}, "zero_snr is 'no'; allowed: True, False"),
+        (Discrete, {"prediction": []}, "prediction is []; allowed: 'epsilon', 'v', 'sample'"),
+        (
+            Discrete,
+            {"schedule": ["linear"]},
+            "schedule is ['linear']; allowed: 'linear', 'cosine', 'scaled-linear', 'sigmoid'",
+        ),
+        (Discrete, {"T": 3, "betas": 0.5}, "betas is 0.5; allowed: T = 3 numbers between 0 and 1"),
+        (Discrete, {"T": 2, "betas": ["a", 0.5]}, "betas has 2 entries; allowed: T = 2 of them, between 0 and 1"),
+    ],
+)
+def test_what_is_no_preconditioning(kind, options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        kind(**options)
+
+
+def test_numbers_of_numpy_are_python_s():
+    given = Discrete(T=np.int64(10), scale=np.float64(0.5)), EDM(sigma_data=np.float32(0.25)), IDDPM(M=np.int32(9))
+    assert given == (Discrete(T=10, scale=0.5), EDM(sigma_data=0.25), IDDPM(M=9))
+    assert "np." not in repr(given)
 
 
 def test_vp_sigma_and_its_inverse():
@@ -93,6 +137,7 @@ def test_denoiser_is_equation_7():
         ({"class_name": "Precond"}, "class_name is 'Precond'; allowed: VPPrecond"),
         ({"model_type": "UNet"}, "model_type is 'UNet'; allowed: SongUNet, DhariwalUNet"),
         ({"img_resolution": 0}, "img_resolution is 0; allowed: an integer from 1"),
+        ({"sigma_data": "1"}, "sigma_data is '1'; allowed: a number above 0 and finite"),
         ({"model_chanels": 8}, "model_chanels is not a keyword of EDMPrecond or DhariwalUNet"),
     ],
 )
