@@ -41,7 +41,7 @@ def test_tensors_side_by_side_resampled_and_kept(dtype, shape, keep, taps, up):
     (x, weight, bias, _, eps), each = case(shape, dtype)
     channels = shape[1] // 2 * 3
     weight, bias = (torch.cat([t, t[: shape[1] // 2] * 0.5]) for t in (weight, bias))
-    options = {"beside": each["beside"], "keep": keep} if keep else {"beside": each["beside"], "keep": 1.0}
+    options = {"beside": each["beside"]} | ({} if keep is None else {"keep": keep})
     if taps is not None:
         options["resample"] = resampling(taps, up)
     check_against_torch(native_ops.group_norm, (x, weight, bias, channels // 12, eps), options)
