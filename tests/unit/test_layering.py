@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import engine
 
 ROOT = Path(engine.__file__).parent
@@ -99,26 +101,53 @@ def level(module: str) -> int:
         module = module.rpartition(".")[0]
 
 
-def imports(path: Path, module: str) -> set[str]:
-    """Modules of the package that a file imports at run time, relative names resolved."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+def imports(source: str, module: str, is_package: bool = False) -> set[str]:
+    """What of the package a module imports at run time, each as module.name: a name may be a module itself."""
+    package = module if is_package else module.rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            parts = package.split(".") if package else []
-            base = parts[: len(parts) - node.level + 1]
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            found |= {".".join([*base, name]) for name in names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "engine":
-            found |= {f"{node.module}.{alias.name}".removeprefix("engine").strip(".") for alias in node.names}
-    return found - {"_native"}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = ["engine", *package.split(".")] if package else ["engine"]
+            base = parts[: len(parts) - node.level + 1] if node.level else []
+            found |= {".".join([*base, *([node.module] if node.module else []), alias.name]) for alias in node.names}
+    ours = {name.removeprefix("engine").strip(".") for name in found if name.split(".")[0] == "engine"}
+    return {name for name in ours if name.split(".")[0] != "_native"}
+
+
+def imports_of(path: Path, module: str) -> set[str]:
+    return imports(path.read_text(), module, path.name == "__init__.py")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import engine.api", {"api"}),
+        ("import engine.api as api, torch", {"api"}),
+        ("import engine", {""}),
+        ("from engine.networks import ideal", {"networks.ideal"}),
+        ("from .networks import ideal", {"networks.ideal"}),
+        ("from ..networks import ideal", {"networks.ideal"}),
+        ("from . import _native, loop", {"loop"}),
+        ("from ._native import advance", set()),
+        ("from torch import nn\nimport engineering", set()),
+    ],
+)
+def test_every_form_of_import_is_seen(source, expected):
+    assert imports(source, "samplers.edm" if ".." in source else "plan") == expected
+
+
+def test_a_module_of_a_package_has_a_level_of_its_own():
+    """An import of it from a layer below passed for one of its package."""
+    assert level("networks.ideal") > level("plan") >= level("networks.SongUNet")
 
 
 def test_imports_point_one_way():
     checked = 0
     for path in sorted(ROOT.rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip(".")
-        for imported in imports(path, module):
+        for imported in imports_of(path, module):
             checked += 1
             assert level(imported) <= level(module), f"engine.{module} imports engine.{imported}"
     assert checked > 40
@@ -130,4 +159,4 @@ def test_kernels_know_nothing_of_the_engine():
     folder = Path(engine.kernels.__file__).parent
     for path in folder.rglob("*.py"):
         module = "kernels." + ".".join(path.relative_to(folder).with_suffix("").parts)
-        assert all(name.startswith("kernels") for name in imports(path, module)), path
+        assert all(name.startswith("kernels") for name in imports_of(path, module)), path
