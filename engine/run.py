@@ -129,13 +129,13 @@ class Run:
     def network(self, buffers: Buffers) -> loop.Network:
         """The evaluation that a row needs: with guidance, or where no sample's row has it, without."""
         guidance, count, labels = self.guidance, len(buffers.state.x), buffers.labels
-        own = None if labels is None else labels[:count]
+        alone = buffers.state.net_in[:count], buffers.state.c_noise[:count], None if labels is None else labels[:count]
 
         def network(state: State, k: int, guided: bool) -> tuple[Tensor, Tensor | None]:
             if guidance and guided:
                 level = lambda: state.level(k)  # noqa: E731
                 return guidance.evaluate(self.denoiser, state.net_in, state.c_noise, labels, level)
-            return self.denoiser.call_network(state.net_in[:count], state.c_noise[:count], own), None
+            return self.denoiser.call_network(*alone), None
 
         return network
 

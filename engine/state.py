@@ -1,8 +1,8 @@
 """What a batch of samples carries from one network evaluation to the next, and where its noise comes from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,7 @@ class State:
     bad_row: int64 [B], the first row after which sample b was not finite, -1 while all is well.
     guide_scale: float64 [B], the last factor by which guidance was rescaled; None where no row rescales.
     known: what D is known to be, float32 like x, NaN where it is not; None where nothing is known.
+    bound: what a backend remembers of these buffers.
     """
 
     x: Tensor
@@ -78,6 +79,7 @@ class State:
     noise: Noise
     guide_scale: Tensor | None = None
     known: Tensor | None = None
+    bound: Any = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def allocate(
