@@ -4,13 +4,13 @@ Each is Algorithm 2 of Karras et al. 2022 without churn, or has as many evaluati
 network as a plain module with its preconditioning (`engine.Denoiser`): no part of an `engine.Engine`.
 """
 
-import importlib
 import importlib.util
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from bench.k_diffusion_modules import k_diffusion_module
 from engine import Denoiser
 from engine.preconditioning import EDM
 
@@ -66,7 +66,7 @@ def k_diffusion_loop() -> UserLoop:
         raise CannotRun("k-diffusion is not installed")
     try:
         # Its sampling alone: the package imports much that samplers do not need.
-        sampling = importlib.import_module("tests.peers.k_diffusion_modules").k_diffusion_module("sampling")
+        sampling = k_diffusion_module("sampling")
     except ImportError as error:
         raise CannotRun(f"k-diffusion cannot be imported: {error}") from None
 

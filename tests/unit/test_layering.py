@@ -1,6 +1,7 @@
 """Imports point one way: api -> loop -> backends -> {kernels, _native, reference}."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,8 @@ def test_kernels_know_nothing_of_the_engine():
     for path in folder.rglob("*.py"):
         module = "kernels." + ".".join(path.relative_to(folder).with_suffix("").parts)
         assert all(name.startswith("kernels") for name in imports_of(path, module)), path
+
+
+def test_benchmarks_run_without_the_tests():
+    for path in (Path(__file__).parents[2] / "bench").glob("*.py"):
+        assert not re.search(r"\btests\.|import tests|from tests", path.read_text()), path
