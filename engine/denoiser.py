@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import numbers
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from . import preconditioning as pre
 from . import tensor_file
+from .allowed import integer, is_number, require
 from .networks import DhariwalUNet, SongUNet
-from .preconditioning import Preconditioning
+from .preconditioning import Preconditioning, require_preconditioning
 
 _NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 # class name in published configs -> (preconditioning, network it defaults to)
@@ -41,6 +43,7 @@ class Denoiser(nn.Module):
     net_channels: channels of x as the model takes it, at least C; those beyond the image's are zeros (8 instead of 3,
         say, for convolutions that want multiples of eight). By default C.
 
+    Raises ValueError naming what does not fit, a network of this package with other channels or labels among it.
     ``config`` is the dict it was built from by `from_config`, ``class_names`` what a checkpoint calls its classes.
     """
 
@@ -54,24 +57,36 @@ class Denoiser(nn.Module):
         net_channels: int | None = None,
     ) -> None:
         super().__init__()
+        require("model", model, isinstance(model, nn.Module), "a torch.nn.Module")
+        require_preconditioning(preconditioning)
         if img_shape is None:
             if not (hasattr(model, "in_channels") and hasattr(model, "img_resolution")):
                 raise ValueError(
                     f"img_shape is None and {type(model).__name__} has no in_channels and img_resolution; "
                     "give img_shape=(C, H, W)"
                 )
-            channels, resolution = (int(getattr(model, name)) for name in ("in_channels", "img_resolution"))
-            img_shape = (channels, resolution, resolution)
+            in_channels, resolution = (int(getattr(model, name)) for name in ("in_channels", "img_resolution"))
+            img_shape = (in_channels, resolution, resolution)
         self.model = model
         self.preconditioning = preconditioning
-        self.img_shape = tuple(img_shape)
-        self.label_dim = int(getattr(model, "label_dim", 0)) if label_dim is None else label_dim
+        self.img_shape = _img_shape(img_shape)
+        self.label_dim = integer("label_dim", getattr(model, "label_dim", 0) if label_dim is None else label_dim, 0)
         self.labels_are_classes = bool(getattr(model, "labels_are_classes", True))
-        self.net_channels = self.img_shape[0] if net_channels is None else net_channels
-        if not (isinstance(self.net_channels, int) and self.net_channels >= self.img_shape[0]):
-            raise ValueError(f"net_channels is {net_channels!r}; allowed: an integer from {self.img_shape[0]}")
+        channels = self.img_shape[0]
+        self.net_channels = integer("net_channels", channels if net_channels is None else net_channels, channels)
+        if isinstance(model, SongUNet | DhariwalUNet):
+            self._require_fit(model)
         self.config: dict[str, Any] | None = None
         self.class_names: tuple[str, ...] | None = None
+
+    def _require_fit(self, network: SongUNet | DhariwalUNet) -> None:
+        """A network of this package is called with what it was built for: its operations rely on that."""
+        name, shape, out = type(network).__name__, self.img_shape, network.out_channels
+        fits = len(shape) == 3 and shape[0] <= out
+        require("img_shape", shape, fits, f"(C, H, W), C up to {out}, the out_channels of {name}")
+        for mine, theirs in (("net_channels", "in_channels"), ("label_dim", "label_dim")):
+            value, allowed = getattr(self, mine), getattr(network, theirs)
+            require(mine, value, value == allowed, f"{allowed}, the {theirs} of {name}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Denoiser":
@@ -175,18 +190,26 @@ class Denoiser(nn.Module):
         x [B, C, *spatial]; sigma a number, [] or [B]; class_labels [B, label_dim] one-hot or soft (a conditional
         network given None gets zeros); augment_labels [B, augment_dim] for networks trained with augmentation.
         scaled: x is s x with s = 1 / sqrt(1 + sigma^2), which is finite where sigma is not.
+        Spatial sizes may differ from ``img_shape`` where the network takes them. Raises ValueError for other shapes.
         """
         if x.dim() != len(self.img_shape) + 1 or x.shape[1] != self.img_shape[0]:
-            raise ValueError(f"x has shape {list(x.shape)}; allowed: [B, {', '.join(map(str, self.img_shape))}]")
+            other = ", or another size of image that the network takes" if len(self.img_shape) > 1 else ""
+            raise ValueError(f"x has shape {list(x.shape)}; allowed: [B, {', '.join(map(str, self.img_shape))}]{other}")
         dtype = torch.promote_types(self.dtype, torch.float32)
         x = x.to(dtype)
-        sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1).expand(x.shape[0])
+        sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32)
+        if sigma.numel() not in (1, len(x)):
+            raise ValueError(f"sigma has shape {list(sigma.shape)}; allowed: a number, or one a sample: [{len(x)}]")
+        sigma = sigma.reshape(-1).expand(len(x))
         coefficients = self.preconditioning.scaled_coefficients if scaled else self.preconditioning.coefficients
         c_skip, c_out, c_in, c_noise = coefficients(sigma)
         if class_labels is not None and not self.label_dim:
             raise ValueError("class_labels are given; allowed: None, the network is unconditional")
         if self.label_dim and class_labels is None:
-            class_labels = torch.zeros([x.shape[0], self.label_dim], device=x.device)
+            class_labels = torch.zeros([len(x), self.label_dim], device=x.device)
+        if class_labels is not None and list(class_labels.shape) != [len(x), self.label_dim]:
+            allowed = f"[{len(x)}, {self.label_dim}], one-hot or soft"
+            raise ValueError(f"class_labels has shape {list(class_labels.shape)}; allowed: {allowed}")
         extra = {} if augment_labels is None else {"augment_labels": augment_labels}
         net_in = (per_sample(c_in, x) * x).to(self.dtype)
         if self.net_channels > x.shape[1]:
@@ -194,6 +217,13 @@ class Denoiser(nn.Module):
             net_in = torch.cat([net_in, padding], dim=1)
         F = self.call_network(net_in, c_noise, class_labels, **extra)
         return per_sample(c_skip, x) * x + per_sample(c_out, x) * F[:, : x.shape[1]].to(dtype)
+
+
+def _img_shape(given: Any) -> tuple[int, ...]:
+    listed = isinstance(given, tuple | list) and len(given) > 0
+    ok = listed and all(is_number(size, numbers.Integral) and size >= 1 for size in given)
+    require("img_shape", given, ok, "(C, *spatial), integers from 1")
+    return tuple(int(size) for size in given)
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .allowed import require
-from .preconditioning import Coefficients, Preconditioning
+from .preconditioning import Coefficients, Preconditioning, require_preconditioning
 
 
 class Op(IntEnum):
@@ -143,8 +143,7 @@ class Plan:
 
     def __init__(self, sampler: Sampler, preconditioning: Preconditioning) -> None:
         require("sampler", sampler, isinstance(sampler, Sampler), "an engine.Sampler with rows, which rk45 has not")
-        known = isinstance(preconditioning, Preconditioning)
-        require("preconditioning", preconditioning, known, "one of engine.preconditioning, such as EDM()")
+        require_preconditioning(preconditioning)
         self.sampler, self.preconditioning = sampler, preconditioning
         self.steps = sampler.steps
         rows = sampler.rows(preconditioning)

@@ -50,6 +50,13 @@ class Preconditioning(ABC):
         return sigma
 
 
+def require_preconditioning(given: object) -> None:
+    """Raises ValueError for anything else, a class of one among it."""
+    require(
+        "preconditioning", given, isinstance(given, Preconditioning), "one of engine.preconditioning, such as EDM()"
+    )
+
+
 def _sqrt(x: Tensor) -> Tensor:
     """Correctly rounded float32 square root; torch's own is an ulp off on CPUs where MKL takes a slower path."""
     return x.to(torch.float64).sqrt().to(x.dtype)

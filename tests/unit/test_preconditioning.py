@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine import Denoiser
+from engine.networks import SongUNet
 from engine.preconditioning import EDM, IDDPM, VE, VP, Direct, Discrete
 
 SIGMA = torch.tensor([0.002, 0.03, 0.5, 1.0, 7.7, 80.0])
@@ -145,6 +146,101 @@ def test_config_errors(change, message):
     config = {"class_name": "EDMPrecond", "img_resolution": 16, "img_channels": 1}
     with pytest.raises(ValueError, match=message):
         Denoiser.from_config(config | change)
+
+
+def small(in_channels=3, out_channels=3, label_dim=0):
+    return SongUNet(8, in_channels, out_channels, label_dim, model_channels=32, channel_mult=[1], num_blocks=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "preconditioning", "options", "message"),
+    [
+        (abs, EDM(), {}, "model is <built-in function abs>; allowed: a torch.nn.Module"),
+        (small(), "EDM", {}, "preconditioning is 'EDM'; allowed: one of engine.preconditioning, such as EDM()"),
+        (
+            small(),
+            EDM,
+            {},
+            "preconditioning is <class 'engine.preconditioning.EDM'>; allowed: one of engine.preconditioning, such as "
+            "EDM()",
+        ),
+        *[
+            (
+                torch.nn.Identity(),
+                EDM(),
+                {"img_shape": s},
+                f"img_shape is {s!r}; allowed: (C, *spatial), integers from 1",
+            )
+            for s in (32, "388", (), (3.5, 8, 8), (3, 0, 8), (True, 8, 8))
+        ],
+        (small(), EDM(), {"label_dim": -1}, "label_dim is -1; allowed: an integer from 0"),
+        (small(), EDM(), {"label_dim": 2.5}, "label_dim is 2.5; allowed: an integer from 0"),
+        (small(), EDM(), {"label_dim": 7}, "label_dim is 7; allowed: 0, the label_dim of SongUNet"),
+        (small(), EDM(), {"net_channels": "8"}, "net_channels is '8'; allowed: an integer from 3"),
+        (small(), EDM(), {"net_channels": 8}, "net_channels is 8; allowed: 3, the in_channels of SongUNet"),
+        (
+            small(in_channels=8),
+            EDM(),
+            {"img_shape": (3, 8, 8)},
+            "net_channels is 3; allowed: 8, the in_channels of SongUNet",
+        ),
+        *[
+            (
+                small(),
+                EDM(),
+                {"img_shape": s},
+                f"img_shape is {s}; allowed: (C, H, W), C up to 3, the out_channels of SongUNet",
+            )
+            for s in ((4, 8, 8), (3, 8), (3, 1, 8, 8))
+        ],
+    ],
+)
+def test_what_is_no_denoiser(model, preconditioning, options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Denoiser(model, preconditioning, **options)
+
+
+def test_what_is_a_denoiser():
+    assert Denoiser(small(8), EDM(), img_shape=[3, np.int64(8), 8], net_channels=np.int64(8)).img_shape == (3, 8, 8)
+    assert Denoiser(small(3, 6), EDM()).net_channels == 3  # further outputs, variances say, are not read
+    larger = torch.zeros(2, 3, 12, 16)
+    for sigma in (1.0, [1.0], torch.ones(2), torch.ones(2, 1, 1, 1)):
+        assert Denoiser(small(), EDM())(larger, sigma).shape == larger.shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (torch.zeros(2, 4, 8, 8), 1.0),
+            "x has shape [2, 4, 8, 8]; allowed: [B, 3, 8, 8], or another size of image that the network takes",
+        ),
+        (
+            (torch.zeros(3, 8, 8), 1.0),
+            "x has shape [3, 8, 8]; allowed: [B, 3, 8, 8], or another size of image that the network takes",
+        ),
+        ((torch.zeros(2, 3, 8, 8), torch.ones(3)), "sigma has shape [3]; allowed: a number, or one a sample: [2]"),
+        (
+            (torch.zeros(2, 3, 8, 8), torch.ones(2, 2)),
+            "sigma has shape [2, 2]; allowed: a number, or one a sample: [2]",
+        ),
+        (
+            (torch.zeros(2, 3, 8, 8), 1.0, torch.eye(4)[:2]),
+            "class_labels has shape [2, 4]; allowed: [2, 5], one-hot or soft",
+        ),
+        (
+            (torch.zeros(2, 3, 8, 8), 1.0, torch.eye(5)[:1]),
+            "class_labels has shape [1, 5]; allowed: [2, 5], one-hot or soft",
+        ),
+        (
+            (torch.zeros(2, 3, 8, 8), 1.0, torch.tensor([1, 2])),
+            "class_labels has shape [2]; allowed: [2, 5], one-hot or soft",
+        ),
+    ],
+)
+def test_what_a_denoiser_is_not_called_with(arguments, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Denoiser(small(label_dim=5), EDM())(*arguments)
 
 
 def test_a_network_with_the_wrong_output_shape_is_refused():
