@@ -9,6 +9,7 @@ import torch
 
 from ..adapters import folder
 from ..denoiser import Denoiser
+from ..prepare import find_device
 from ..tensor_file import annotate, read_metadata
 from . import edm_pickle, native, original, torch_file
 
@@ -73,8 +74,10 @@ def load(name: str | Path, *, device: torch.device | str = "cpu", config: Mappin
 
     config: what the file cannot say, in the words of `Denoiser.from_config`; only for the original score_sde and ADM
     checkpoints, whose error names what is needed. Nothing in a file is executed, and memory stays within a few times
-    the file's size. Raises ValueError if the name is unknown or the file is not such a checkpoint.
+    the file's size. Raises ValueError if the name is unknown, the file is not such a checkpoint,
+    or the device is not there.
     """
+    target = find_device(device)
     if not isinstance(config, Mapping | None):
         raise ValueError(f"config is {config!r}; allowed: a dict, or None")
     path = _WEIGHTS / f"{name}.safetensors" if str(name) in shipped() else Path(name)
@@ -82,7 +85,7 @@ def load(name: str | Path, *, device: torch.device | str = "cpu", config: Mappin
         raise ValueError(f"{str(name)!r} is neither a file nor a shipped network; shipped: {', '.join(shipped())}")
     for kind in FORMATS:
         if kind.recognises(path):
-            return kind.load(path, config or {}).to(device)
+            return kind.load(path, config or {}).to(target)
     raise ValueError(f"{path} is none of: {', '.join(kind.name for kind in FORMATS)}")
 
 

@@ -63,7 +63,14 @@ def save_classifier(classifier: Classifier, path: Path, notes: dict[str, str]) -
 def train_classifier(
     images: Tensor, labels: Tensor, *, epochs: int = 8, batch_size: int = 128, seed: int = 0
 ) -> Iterator[Classifier]:
-    """Adam with a one-cycle rate, random shifts and mirrored images; yields the classifier after each epoch."""
+    """Adam with a one-cycle rate, random shifts and mirrored images; yields the classifier after each epoch.
+
+    Raises ValueError for no epoch, or fewer images than a batch.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; allowed: an integer from 1")
+    if len(images) < batch_size:
+        raise ValueError(f"batch_size is {batch_size}; allowed: at most the {len(images)} images")
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng([]):  # initialisation and dropout draw from torch's own generator
         torch.manual_seed(seed)

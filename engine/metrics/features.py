@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..images import to_uint8
+from ..prepare import find_device
 from .classifier import WEIGHTS, load_classifier
 
 
@@ -60,8 +61,9 @@ def inception_features(path: Path, device: torch.device | str = "cpu") -> Featur
     by itself); it is called as ``model(uint8 [B, 3, H, W], return_features=True)``. Gray images are repeated to three
     channels. Probabilities are those of its last layer, ``output``, without the bias, as the published IS has them.
 
-    Raises ValueError for a file that is not such a network.
+    Raises ValueError for a file that is not such a network, and a device that is not there.
     """
+    device = find_device(device)
     what = f"{path} is not the TorchScript file of inception-2015-12-05"
     try:
         model = torch.jit.load(str(path), map_location=device).eval()

@@ -13,6 +13,7 @@ from ..denoiser import Denoiser
 from ..engine import Engine
 from ..metrics import Score, Scorer
 from ..plan import Sampler
+from ..prepare import find_device
 from ..samplers import AdaptiveSampler
 from ..training.data import FASHION_MNIST
 
@@ -45,7 +46,7 @@ class Budget:
 
     @property
     def torch_device(self) -> torch.device:
-        return torch.device(self.device)
+        return find_device(self.device)
 
     @cached_property
     def denoiser(self) -> Denoiser:

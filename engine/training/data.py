@@ -1,6 +1,8 @@
 """Training data: the four idx files of Fashion-MNIST, read as they are distributed."""
 
 import gzip
+import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +37,18 @@ def read_idx(path: Path) -> np.ndarray:
             f"{path} does not exist; install Debian's package dataset-fashion-mnist, "
             "or give the folder that holds the four gzipped idx files of Fashion-MNIST"
         )
-    raw = gzip.decompress(path.read_bytes())
+    compressed = path.read_bytes()
+    try:
+        raw = gzip.decompress(compressed)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file ({error}); the file is damaged") from None
     if raw[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} starts with {raw[:4]!r}; expected an idx file of unsigned bytes")
-    dims = raw[3]
-    shape = np.frombuffer(raw, ">u4", dims, offset=4).astype(int)
-    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).copy()
-    if body.size != shape.prod():
-        raise ValueError(f"{path} holds {body.size} bytes for shape {shape.tolist()}; the file is damaged")
+    header = 4 + 4 * raw[3] if len(raw) > 3 else 4
+    if len(raw) < header:
+        raise ValueError(f"{path} holds {len(raw)} bytes for a header of {header}; the file is damaged")
+    shape = np.frombuffer(raw[4:header], ">u4").tolist()
+    body = np.frombuffer(raw[header:], np.uint8).copy()
+    if body.size != math.prod(shape):
+        raise ValueError(f"{path} holds {body.size} bytes for shape {shape}; the file is damaged")
     return body.reshape(shape)

@@ -27,7 +27,7 @@ class MuonAdam:
         self._parts: dict[str, tuple[torch.optim.Optimizer, float]] = {
             "adam": (torch.optim.Adam(rest, lr=adam_lr, fused=True), adam_lr)
         }
-        if muon_lr is not None:
+        if muon_lr is not None and self._matrices:  # a network may be too narrow to have any
             muon = torch.optim.Muon([matrix for _, matrix in self._matrices], lr=muon_lr, weight_decay=0.0)
             self._parts["muon"] = (muon, muon_lr)
 

@@ -8,6 +8,7 @@ import torch
 
 from ..denoiser import PRECONDITIONINGS
 from ..preconditioning import Discrete
+from ..prepare import find_device
 from .augment import AUGMENT_DIM, Augment
 from .loss import DiscreteLoss, EDMLoss, IDDPMLoss, Loss, VELoss, VPLoss
 from .trainer import TrainConfig
@@ -84,5 +85,5 @@ def chosen(preset: str, *, loss: str | None = None, quick: bool = False, **given
 
 def half_dtype(device: str) -> str:
     """bfloat16 where the processor computes in it, float32 otherwise."""
-    native = torch.device(device).type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    native = find_device(device).type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bfloat16" if native else "float32"

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import pickle
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..denoiser import Denoiser
 from ..files import atomic_path, write_bytes
 from ..networks.precision import cast_network
+from ..prepare import find_device
 from .augment import Augment
 from .loss import EDMLoss, Loss
 from .optimizer import MuonAdam
@@ -69,13 +72,16 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, images: Tensor, labels: Tensor, device: str = "cpu", compile: bool = True
     ) -> None:
-        self.config, self.device = config, torch.device(device)
+        self.config, self.device = config, find_device(device)
         if config.batch_size > len(images):
             raise ValueError(f"batch_size is {config.batch_size}; allowed: at most the {len(images)} images")
         self.images, self.labels = images, labels
         with _seeded(config.seed, self.device):
             self.master = Denoiser.from_config(config.network).to(self.device)
         config.loss.require(self.master.preconditioning)
+        classes = self.master.label_dim
+        if classes and int(labels.max()) >= classes:
+            raise ValueError(f"labels contains {int(labels.max())}; allowed: 0 to {classes - 1}, as label_dim says")
         self.ema = copy.deepcopy(self.master).eval().requires_grad_(False)
         self.worker = copy.deepcopy(self.master)
         cast_network(self.worker.model, getattr(torch, config.dtype))
@@ -98,7 +104,7 @@ class Trainer:
             yield {"step": self.step, "images": self.images_seen, "loss": loss}
 
     def train_step(self) -> float:
-        batch = [tensor.to(self.device) for tensor in self.batch(self.step)]
+        batch = tree_map_only(Tensor, lambda tensor: tensor.to(self.device), self.batch(self.step))
         with _seeded((self.config.seed << 32) + _DROPOUT + self.step, self.device):  # dropout: torch's own generator
             loss = self._loss(self.worker, *batch).mean()
         value = loss.item()
@@ -117,15 +123,17 @@ class Trainer:
         self._update_ema()
         return value
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(images, eps, sigma, one-hot class_labels, augment_labels) of one step."""
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """(images, eps, sigma, one-hot class_labels, augment_labels) of one step; a network without classes is given
+        no labels."""
         config = self.config
         generator = torch.Generator().manual_seed((config.seed << 32) + step)
         index = self._indices(step)
         images, augment_labels = config.augment(self.images[index], generator)
         eps = torch.randn(images.shape, generator=generator)
         sigma = config.loss.sigma(len(index), generator)
-        one_hot = torch.nn.functional.one_hot(self.labels[index], self.master.label_dim).float()
+        classes = self.master.label_dim
+        one_hot = torch.nn.functional.one_hot(self.labels[index], classes).float() if classes else None
         return images, eps, sigma, one_hot, augment_labels
 
     def _indices(self, step: int) -> Tensor:
@@ -160,11 +168,11 @@ class Trainer:
             torch.save(state, temporary)
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint. Raises ValueError if it was written with another config.
+        """Continue from a checkpoint. Raises ValueError if it was written with another config, or is damaged.
 
         Only ``images`` may differ, a run made longer or shorter; its learning rates are then the new run's from here.
         """
-        state = torch.load(path, weights_only=True, map_location=self.device)
+        state = _read(path, self.device)
         changed = [k for k, v in asdict(self.config).items() if k != "images" and state["config"].get(k) != v]
         if changed:
             raise ValueError(f"{path} was trained with another {', '.join(changed)}; give the same, or another folder")
@@ -180,6 +188,20 @@ class Trainer:
         with torch.no_grad():
             for master, worker in self._pairs:
                 worker.copy_(master)
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `Trainer.save` wrote."""
+    try:
+        state = torch.load(path, weights_only=True, map_location=device)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
+        line = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not a checkpoint of a training run, or is damaged: {line}") from None
+    needed = {"config", "step", "master", "ema", "optimizer"}
+    missing = needed - state.keys() if isinstance(state, dict) else needed
+    if missing:
+        raise ValueError(f"{path} is not a checkpoint of a training run: it has no {', '.join(sorted(missing))}")
+    return state
 
 
 @contextmanager

@@ -70,6 +70,8 @@ def test_errors(denoiser, tmp_path):
     save_file(denoiser.state_dict(), junk, metadata)
     with pytest.raises(ValueError, match="tensors do not fit the config"):
         engine.load(junk)
+    with pytest.raises(ValueError, match="device is 'foo'; allowed: 'cpu'"):
+        engine.load("fashion-mnist", device="foo")
     with pytest.raises(ValueError, match=r"config is \[1\]; allowed: a dict, or None"):
         engine.load(junk, config=[1])
     with pytest.raises(ValueError, match="denoiser has no config"):

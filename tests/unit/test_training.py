@@ -1,6 +1,5 @@
 """The trainer: the paper's loss, augmentation that does not leak, resuming to the same bits."""
 
-import gzip
 import json
 import math
 import subprocess
@@ -16,7 +15,6 @@ import torch
 from engine import Denoiser
 from engine.networks.precision import cast_network
 from engine.training import Augment, EDMLoss, Log, TrainConfig, Trainer
-from engine.training.data import fashion_mnist, read_idx
 from engine.training.presets import PRESETS
 
 NETWORK = {
@@ -38,10 +36,11 @@ def trainer(**options):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(40) % 2
     images = (labels * 2.0 - 1)[:, None, None, None] * 0.8 + 0.1 * torch.randn(40, 1, 16, 16, generator=generator)
+    device = options.pop("device", "cpu")
     config = TrainConfig(
         **{"network": NETWORK, "batch_size": 8, "images": 960, "warmup_images": 80, "dtype": "float32"} | options
     )
-    return Trainer(config, images.clamp(-1, 1), labels, compile=False)
+    return Trainer(config, images.clamp(-1, 1), labels, device=device, compile=False)
 
 
 @pytest.mark.parametrize("muon_lr", [0.02, None])
@@ -68,6 +67,16 @@ def test_muon_takes_the_wide_convolutions():
             assert change.abs().max() <= 1.01 * learner.config.adam_lr, name
     assert max(moved) < 1.3
     assert np.median(moved) > 0.5
+
+
+@pytest.mark.parametrize("changes", [{"label_dim": 0}, {"model_channels": 8}], ids=["no classes", "narrow"])
+def test_small_networks_train_and_resume(changes, tmp_path):
+    """One that takes no labels, though the images have some; one that leaves Muon nothing."""
+    learner, again = trainer(network=NETWORK | changes), trainer(network=NETWORK | changes)
+    assert [math.isfinite(record["loss"]) for record in learner.run(16)] == [True, True]
+    learner.save(tmp_path / "checkpoint.pt")
+    again.resume(tmp_path / "checkpoint.pt")
+    assert again.train_step() == learner.train_step()
 
 
 def test_gradients_lie_in_memory_as_their_parameters():
@@ -102,6 +111,8 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        ({"network": NETWORK | {"label_dim": 1}}, "labels contains 1; allowed: 0 to 0"),
+        ({"device": "foo"}, "device is 'foo'; allowed: 'cpu'"),
         ({"images": 0}, "images is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 64}, "batch_size is 64; allowed: at most the 40 images"),
@@ -259,6 +270,21 @@ def test_another_config_is_refused(tmp_path):
     assert longer.runs == [(0, 960), (0, 2000)]
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:1000], lambda data: b"", lambda data: b"PK" + data[1000:], lambda data: data[:-200]]
+)
+def test_a_damaged_checkpoint_is_refused_by_name(damage, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    trainer().save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint of a training run") as error:
+        trainer().resume(path)
+    assert len(str(error.value).splitlines()) == 1
+    torch.save({"config": {}}, path)
+    with pytest.raises(ValueError, match="it has no ema, master, optimizer, step"):
+        trainer().resume(path)
+
+
 def test_epochs_visit_every_image_once():
     learner = trainer()
     first, second = ([learner._indices(step) for step in range(a, a + 5)] for a in (0, 5))
@@ -327,26 +353,3 @@ def test_augmentations_move_pixels_where_they_say():
     cos, sin = labels[turned, 3] + 1, labels[turned, 4]
     torch.testing.assert_close(x[turned], 4 * cos + 4 * sin, rtol=0, atol=0.1)
     assert math.isclose(labels[:, 0].mean(), 0.5, abs_tol=0.05)
-
-
-def write_idx(path, array, magic=b"\x00\x00\x08"):
-    header = magic + bytes([array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
-    path.write_bytes(gzip.compress(header + array.tobytes()))
-
-
-def test_fashion_mnist_files(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
-    write_idx(tmp_path / "t10k-images-idx3-ubyte.gz", pixels)
-    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.arange(6, dtype=np.uint8))
-    images, labels = fashion_mnist(tmp_path, "test")
-    assert images.shape == (6, 1, 32, 32)
-    assert labels.tolist() == list(range(6))
-    assert torch.equal(((images[:, 0, 2:-2, 2:-2] + 1) * 127.5).round().to(torch.uint8), torch.tensor(pixels))
-    assert (images[:, :, 0] == -1).all()
-    with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
-        fashion_mnist(tmp_path, "train")
-    with pytest.raises(ValueError, match="split is 'dev'"):
-        fashion_mnist(tmp_path, "dev")
-    write_idx(tmp_path / "bad.gz", pixels, magic=b"\x00\x00\x0d")
-    with pytest.raises(ValueError, match="expected an idx file"):
-        read_idx(tmp_path / "bad.gz")
