@@ -56,9 +56,17 @@ def main() -> None:
     except click.exceptions.Abort:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _say(error.format_message())
+        sys.exit(error.exit_code)
     except (ValueError, OSError, ArithmeticError, ImportError, CaptureError, torch.OutOfMemoryError) as error:
-        print(f"edm-engine: {error}", file=sys.stderr)
+        _say(str(error))
         sys.exit(2)
+
+
+def _say(message: str) -> None:
+    """One line, whatever the message is made of."""
+    print("edm-engine:", " ".join(message.split()), file=sys.stderr)

@@ -16,10 +16,20 @@ from .train import data_option
 
 @click.command("loss-curve")
 @click.option("--model", default="fashion-mnist", show_default=True, help="A shipped name or a checkpoint.")
-@click.option("--images", type=int, default=500, show_default=True, help="How many, the first of the data.")
-@click.option("--sigmas", type=int, default=30, show_default=True, help="Noise levels, evenly in ln sigma.")
+@click.option(
+    "--images", type=click.IntRange(2), default=500, show_default=True, help="How many, the first of the data."
+)
+@click.option(
+    "--sigmas", type=click.IntRange(2), default=30, show_default=True, help="Noise levels, evenly in ln sigma."
+)
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise, and of the untrained network.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the noise, and of the untrained network.",
+)
 @click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Also draw a PNG.")
 @click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table as JSON.")
 @data_option
@@ -31,10 +41,10 @@ def loss_curve_command(
     denoiser = checkpoints.load(model)
     if denoiser.img_shape != (1, 32, 32) or denoiser.label_dim not in (0, 10):
         raise click.UsageError(f"model {model!r} draws {denoiser.img_shape}; the data is Fashion-MNIST, (1, 32, 32)")
-    real, classes = fashion_mnist(data, split)
-    if not 2 <= images <= len(real):
-        raise click.UsageError(f"images is {images}; allowed: 2 to {len(real)}")
     loss, at = loss_for(denoiser.preconditioning), levels(denoiser, sigmas)
+    real, classes = fashion_mnist(data, split)
+    if images > len(real):
+        raise click.UsageError(f"--images is {images}; allowed: 2 to {len(real)}")
     one_hot = torch.nn.functional.one_hot(classes[:images], 10).float() if denoiser.label_dim else None
     networks = {"trained": denoiser, "before training": _untrained(denoiser, seed)}
     curves = {

@@ -24,6 +24,7 @@ from .sampler_options import sampler_options, take_sampler
 from .types import DTYPES, BatchSize, IntRange
 
 _PATH = click.Path(path_type=Path, exists=True)
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command()
@@ -34,7 +35,7 @@ _PATH = click.Path(path_type=Path, exists=True)
 @guidance_options
 @click.option("--image", type=_PATH, help="A PNG to start from, or a folder with one a seed; sigma_max says how much.")
 @click.option("--mask", type=_PATH, help="PNG(s): bright where the image is kept, dark where it is drawn anew.")
-@click.option("--latents", type=_PATH, help="What `edm-engine invert` wrote, instead of the seeds' own.")
+@click.option("--latents", type=_FILE, help="What `edm-engine invert` wrote, instead of the seeds' own.")
 @click.option("--offset-noise", type=float, default=0.0, show_default=True, help="Of whole channels of the latents.")
 @click.option("--noise", type=click.Choice(NOISES), default="philox", show_default=True, help="Random streams.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the network.")

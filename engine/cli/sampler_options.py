@@ -24,7 +24,7 @@ def sampler_options(command: Command) -> Command:
             users.setdefault(parameter.name, []).append(name)
             parameters.setdefault(parameter.name, parameter)
     for name, parameter in reversed(parameters.items()):
-        spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}", *_ALIASES.get(name, [])])
+        spellings = dict.fromkeys([_flag(name), f"--{name}", *_ALIASES.get(name, [])])
         others = [sampler for sampler in REGISTRY if sampler not in users[name]]
         but = f" but {', '.join(others)}" if others else ""
         text = f"All samplers{but}." if len(others) < len(users[name]) else f"Of {', '.join(users[name])}."
@@ -40,9 +40,14 @@ def take_sampler(options: dict[str, Any]) -> Sampler | AdaptiveSampler:
     own = inspect.signature(entry.make).parameters
     given = {name: value for name, value in options.items() if name != "sampler" and value is not None}
     for name in sorted(set(given) - set(own)):
-        raise click.UsageError(f"{name} is not an option of the sampler {entry.name}; it takes {', '.join(own)}")
+        takes = ", ".join(map(_flag, own))
+        raise click.UsageError(f"{_flag(name)} is not an option of the sampler {entry.name}; it takes {takes}")
     made: Sampler | AdaptiveSampler = entry.make(**given)
     return made
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _click_type(annotation: Any) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ..metrics import classifier as classifiers
+from ..prepare import find_device
 from ..training import fashion_mnist
 from ..training.data import FASHION_MNIST
 from ..training.presets import LOSSES, PRESETS, chosen, half_dtype
@@ -47,6 +48,7 @@ def train(
     data: Path,
 ) -> None:
     """Train a network, or go on from the checkpoint in OUT; writes checkpoint.pt, log.jsonl and ema.safetensors."""
+    find_device(device)  # before the data is read
     dtype = half_dtype(device) if dtype == "auto" else dtype
     config = chosen(preset, loss=loss, quick=quick, images=images, batch_size=batch, seed=seed, dtype=dtype)
     named = f"--preset {preset}" + (f" --loss {loss}" if loss else "") + (" --quick" if quick else "")
@@ -55,8 +57,8 @@ def train(
 
 
 @click.command()
-@click.option("--epochs", type=int, default=8, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default="runs/classifier.safetensors", show_default=True)
 @data_option
 def train_classifier(epochs: int, seed: int, out: Path, data: Path) -> None:

@@ -5,6 +5,9 @@ from typing import Any
 
 import click
 
+_MOST_INTEGERS = 10_000_000  # all are held at once, here and by the job that they name
+_MOST_DIGITS = 20  # of 64 bits
+
 
 class IntRange(click.ParamType):
     """``0-9``, ``3`` or ``0-4,7,20-29``: a list of integers in the order written."""
@@ -17,10 +20,17 @@ class IntRange(click.ParamType):
         numbers: list[int] = []
         for part in str(value).split(","):
             first, dash, last = part.strip().partition("-")
-            if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            low, high = _integer(first), _integer(last if dash else first)
+            if low is None or high is None or high < low:
                 self.fail(f"{value!r}; allowed: integers and rising ranges such as 0-9 or 0-4,7", param, ctx)
-            numbers.extend(range(int(first), int(last or first) + 1))
+            if len(numbers) + high - low >= _MOST_INTEGERS:
+                self.fail(f"{value!r} names too many; allowed: at most {_MOST_INTEGERS:,} integers", param, ctx)
+            numbers.extend(range(low, high + 1))
         return numbers
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 class FloatList(click.ParamType):

@@ -16,9 +16,13 @@ from .train import data_option
 
 
 @click.command("zero-snr")
-@click.option("--images", type=int, default=16_000, show_default=True, help="Of each training run.")
-@click.option("--per-class", type=int, default=40, show_default=True, help="Samples of each class to measure.")
-@click.option("--steps", type=int, default=20, show_default=True, help="Of DDIM, at trailing timesteps.")
+@click.option("--images", type=click.IntRange(1), default=16_000, show_default=True, help="Of each training run.")
+@click.option(
+    "--per-class", type=click.IntRange(20), default=40, show_default=True, help="Samples of each class to measure."
+)
+@click.option(
+    "--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Of DDIM, at trailing timesteps."
+)
 @click.option("--out", type=click.Path(path_type=Path), default="runs/zero-snr", show_default=True)
 @click.option("--json", "table", type=click.Path(path_type=Path, dir_okay=False), default="zero-snr.json")
 @data_option

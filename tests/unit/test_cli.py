@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,13 @@ def run(monkeypatch, *arguments) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
+
+
+def complaint(capsys) -> str:
+    """All that was said on stderr, if it is one line as `main` says it."""
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("edm-engine: ")
+    return line
 
 
 def test_sample_writes_pngs_named_by_seed(monkeypatch, tmp_path, capsys):
@@ -51,19 +60,25 @@ def test_sample_writes_pngs_named_by_seed(monkeypatch, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--seeds", "3-1"], "'3-1'; allowed: integers and rising ranges"),
+        (["--seeds", "²"], "'²'; allowed: integers and rising ranges"),
+        (["--seeds", "9" * 5000], "allowed: integers and rising ranges"),
+        (["--seeds", "0-18446744073709551616"], "'0-18446744073709551616' names too many; allowed: at most 10,000,000"),
+        (["--seeds", "5,0-9999999"], "names too many"),
+        (["--seeds", "18446744073709551616"], "seeds contains 18446744073709551616; allowed"),
         (["--seeds", "0,0"], "seeds contains 0 more than once"),
         (["--class", "10"], "class_labels contains 10; allowed: 0 to 9"),
         (["--steps", "0"], "steps is 0; allowed: an integer from 1"),
         (["--model", "nothing"], "'nothing' is neither a file nor a shipped network"),
         (["--backend", "tpu"], "backend is 'tpu'; allowed: auto"),
         (["--batch", "0"], "batch_size is 0; allowed: an integer from 1"),
+        (["--device", "foo"], "device is 'foo'; allowed: 'cpu'"),
+        (["--bogus"], "No such option '--bogus'"),
+        (["--sampler", "bogus"], "'bogus' is not one of"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(monkeypatch, tmp_path, capsys, arguments, message):
     assert run(monkeypatch, "sample", "--model", "fashion-mnist", "--out", tmp_path / "out", *arguments) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert "Traceback" not in said
+    assert message in complaint(capsys)
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -112,9 +127,12 @@ def test_a_model_of_discrete_timesteps(monkeypatch, tmp_path, capsys):
 
 
 def test_an_option_of_another_sampler_is_refused(monkeypatch, tmp_path, capsys):
-    arguments = ["--model", "fashion-mnist", "--out", tmp_path / "out", "--sampler", "edm", "--eta", "1"]
-    assert run(monkeypatch, "sample", *arguments) == 2
-    assert "eta is not an option of the sampler edm; it takes steps, sigma_min" in capsys.readouterr().err
+    """By the flags that are typed."""
+    arguments = ["sample", "--model", "fashion-mnist", "--out", tmp_path / "out", "--sampler"]
+    assert run(monkeypatch, *arguments, "edm", "--eta", "1") == 2
+    assert "--eta is not an option of the sampler edm; it takes --steps, --sigma-min" in complaint(capsys)
+    assert run(monkeypatch, *arguments, "ddim", "--S-churn", "1") == 2
+    assert "--S-churn is not an option of the sampler ddim; it takes --steps" in complaint(capsys)
 
 
 def test_plans_and_samplers_are_printed(monkeypatch, tmp_path, capsys):
@@ -187,6 +205,12 @@ def test_evaluate_of_another_network(monkeypatch, tmp_path, capsys):
 
 def test_int_ranges():
     assert IntRange().convert("0-3,7,20-21", None, None) == [0, 1, 2, 3, 7, 20, 21]
+    last = 2**64 - 1
+    assert IntRange().convert(f"{last - 1}-{last}", None, None) == [last - 1, last]
+    started = time.perf_counter()
+    with pytest.raises(click.BadParameter, match="names too many"):
+        IntRange().convert("0-1000000000000", None, None)
+    assert time.perf_counter() - started < 0.1
 
 
 def test_version_and_help(monkeypatch, capsys):

@@ -16,7 +16,7 @@ from engine.training import DiscreteLoss, EDMLoss, VELoss
 from engine.training.brightness import brightness, compare, slope, summary
 from engine.training.loss_curve import density, levels, loss_curve
 from tests.unit.test_cli import run
-from tests.unit.test_training import write_idx
+from tests.unit.test_training_data import write_idx
 
 CLASSES = np.arange(10).repeat(4).astype(np.uint8)
 
@@ -83,7 +83,7 @@ def test_loss_curve_from_the_command_line(monkeypatch, tmp_path, capsys):
     with Image.open(picture) as drawn:
         assert drawn.size == (630, 378)
     assert run(monkeypatch, "loss-curve", "--images", 41, *given) == 2
-    assert "images is 41; allowed: 2 to 40" in capsys.readouterr().err
+    assert "--images is 41; allowed: 2 to 40" in capsys.readouterr().err
 
 
 def test_train_and_go_on_from_the_command_line(monkeypatch, tmp_path, capsys):

@@ -1,0 +1,62 @@
+"""Bad input of the commands that measure and train: one line and exit status 2, before any data is read."""
+
+import pytest
+import torch
+
+from engine.metrics.classifier import train_classifier
+from tests.unit.test_cli import complaint, run
+
+NO_DATA = ["--data", "/nowhere"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", *NO_DATA, "--device", "foo"], "device is 'foo'; allowed: 'cpu'"),
+        (["train", *NO_DATA, "--device", "foo", "--dtype", "float32"], "device is 'foo'; allowed: 'cpu'"),
+        (["train", *NO_DATA, "--images", "0"], "images is 0; allowed: an integer from 1"),
+        (["train", *NO_DATA], "/nowhere/train-images-idx3-ubyte.gz does not exist"),
+        (["train-classifier", *NO_DATA, "--epochs", "0"], "'--epochs': 0 is not in the range x>=1"),
+        (["train-classifier", *NO_DATA, "--seed", 2**70], "'--seed': "),
+        (["loss-curve", *NO_DATA, "--images", "1"], "'--images': 1 is not in the range x>=2"),
+        (["loss-curve", *NO_DATA, "--sigmas", "1"], "'--sigmas': 1 is not in the range x>=2"),
+        (["zero-snr", *NO_DATA, "--images", "0"], "'--images': 0 is not in the range x>=1"),
+        (["zero-snr", *NO_DATA, "--per-class", "19"], "'--per-class': 19 is not in the range x>=20"),
+        (["zero-snr", *NO_DATA, "--steps", "1001"], "'--steps': 1001 is not in the range 1<=x<=1000"),
+        (["report", "--measure", "churn", "--device", "foo", "--measurements", "."], "device is 'foo'; allowed"),
+        (["statistics", "--data", ".", "--inception", __file__, "--device", "foo", "--out", "x"], "device is 'foo'"),
+        (["plan", "--table", "/proc/a.csv"], "No such file or directory: '/proc/a.csv'"),
+        (["plan", "--table", "folder"], "Is a directory: 'folder'"),
+    ],
+)
+def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys, arguments, message):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *arguments) == 2
+    assert message in complaint(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_damaged_data_file_is_no_interruption(monkeypatch, tmp_path, capsys):
+    """A gzip file that ends too soon raises EOFError, which click takes for a user who goes."""
+    for name in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"):
+        (tmp_path / name).write_bytes(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xcb")
+    assert run(monkeypatch, "train", "--data", tmp_path, "--out", tmp_path / "out") == 2
+    assert "train-images-idx3-ubyte.gz is not a whole gzip file" in complaint(capsys)
+
+
+@pytest.mark.parametrize("error", [ValueError("two\nlines"), torch.OutOfMemoryError("  two\n\tlines\n")])
+def test_messages_of_several_lines_become_one(monkeypatch, capsys, error):
+    def fail(*of):
+        raise error
+
+    monkeypatch.setattr("engine.cli.samplers.take_sampler", fail)
+    assert run(monkeypatch, "plan") == 2
+    assert complaint(capsys) == "edm-engine: two lines"
+
+
+def test_no_epoch_or_no_batch_is_refused():
+    images, labels = torch.zeros(4, 1, 32, 32), torch.zeros(4, dtype=torch.int64)
+    for options, message in (({"epochs": 0}, "epochs is 0"), ({}, "batch_size is 128; allowed: at most the 4")):
+        with pytest.raises(ValueError, match=message):
+            next(train_classifier(images, labels, **options))
