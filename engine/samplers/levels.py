@@ -1,6 +1,8 @@
 """Discretizations: which noise levels a sampler visits (Table 1 of the EDM paper, "time steps")."""
 
+import itertools
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import discrete
-from ..allowed import check_integers, check_numbers, number, require
+from ..allowed import check_integers, check_numbers, is_number, number, require
 from ..preconditioning import Discrete, Preconditioning
 
 Discretization = Literal["edm", "vp", "ve", "iddpm", "leading", "linspace", "trailing"]
@@ -120,6 +122,36 @@ class Levels:
         sigmas = preconditioning.levels()[torch.tensor(chosen) - 1]
         says = preconditioning.prediction != "epsilon" or bool(sigmas.isfinite().all())
         require("prediction", preconditioning.prediction, says, "'v', 'sample', to start from zero terminal SNR")
+        return torch.cat([sigmas, torch.zeros(1, dtype=_F64, device="cpu")])
+
+
+@dataclass(frozen=True, init=False)
+class GivenLevels(Levels):
+    """Noise levels of one's own, for any sampler: ``dataclasses.replace(samplers.edm(), levels=GivenLevels(...))``.
+
+    sigmas: two or more, falling, without the 0 at the end. A network of discrete levels is evaluated at the nearest.
+    Raises ValueError for others; a plan does for levels that the network does not have or does not tell apart.
+    """
+
+    given: tuple[float, ...] = ()
+
+    def __init__(self, sigmas: Sequence[float] | Tensor) -> None:
+        listed = sigmas.tolist() if isinstance(sigmas, Tensor) else sigmas
+        given = tuple(listed) if isinstance(listed, Iterable) else ()
+        positive = len(given) >= 2 and all(is_number(sigma) and 0 < sigma < math.inf for sigma in given)
+        falling = positive and all(here > there for here, there in itertools.pairwise(given))
+        require("sigmas", listed, falling, "two or more falling numbers above 0, the 0 at the end left out")
+        object.__setattr__(self, "given", tuple(float(sigma) for sigma in given))
+        super().__init__(len(given), self.given[-1], self.given[0])
+
+    def sigmas(self, preconditioning: Preconditioning) -> Tensor:
+        lowest, highest = preconditioning.sigma_min, preconditioning.sigma_max
+        sigmas = preconditioning.round_sigma(torch.tensor(self.given, dtype=_F64, device="cpu"))
+        slack = 1 + 1e-6  # the ends of a range that was computed, equation 5 say, are off by rounding
+        inside = lowest <= self.given[-1] * slack and self.given[0] <= highest * slack
+        apart = bool((sigmas.diff() < 0).all())
+        allowed = f"from {lowest:.6g} to {highest:.6g}, no two of which the network rounds to one"
+        require("sigmas", self.given, inside and apart, allowed)
         return torch.cat([sigmas, torch.zeros(1, dtype=_F64, device="cpu")])
 
 
