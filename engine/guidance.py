@@ -8,7 +8,6 @@ outside it: rows with guide_G = 0 do not evaluate G at all.
 """
 
 import math
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .allowed import check_integers, is_number
 from .denoiser import Denoiser, per_sample
 from .plan import Plan
 from .state import Level
 
 Weight = float | Sequence[float] | Tensor
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
-Levels = Callable[[], Level]
+LevelNow = Callable[[], Level]  # where each sample's evaluation stands
 Own = TypeVar("Own", bound="Guidance")
 _IN_THE_TABLE = ("weight", "interval", "rescale")
 _HIGHEST = 1e6  # of weights: far beyond use, and products with it stay finite in float32
@@ -63,12 +63,12 @@ class Guidance(ABC):
     neutral: ClassVar[float] = 1.0  # the weight that does nothing
 
     def __post_init__(self) -> None:
-        if not all(_is_number(w) and abs(w) <= _HIGHEST for w in self._weights()):
+        if not all(is_number(w) and abs(w) <= _HIGHEST for w in self._weights()):
             raise ValueError(f"weight is {self.weight!r}; allowed: a number up to {_HIGHEST:g}, or one a sample")
         ends = self.interval if isinstance(self.interval, tuple | list) and len(self.interval) == 2 else (None, None)
-        if not (_is_number(ends[0]) and _is_number(ends[1]) and 0 <= ends[0] <= ends[1]):
+        if not (is_number(ends[0]) and is_number(ends[1]) and 0 <= ends[0] <= ends[1]):
             raise ValueError(f"interval is {self.interval!r}; allowed: (lowest, highest) sigma, from 0")
-        if not (_is_number(self.rescale) and 0 <= self.rescale <= 1):
+        if not (is_number(self.rescale) and 0 <= self.rescale <= 1):
             raise ValueError(f"rescale is {self.rescale!r}; allowed: a number from 0 to 1")
 
     @property
@@ -124,7 +124,7 @@ class Guidance(ABC):
 
     @abstractmethod
     def evaluate(
-        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: Levels
+        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: LevelNow
     ) -> tuple[Tensor, Tensor]:
         """F and G, in the dtype of F. net_in [copies * B, ...]; level(): where each sample's evaluation stands."""
 
@@ -162,7 +162,7 @@ class ClassifierFree(Guidance):
         return torch.cat([labels, away])
 
     def evaluate(
-        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: Levels
+        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: LevelNow
     ) -> tuple[Tensor, Tensor]:
         F, G = denoiser.call_network(net_in, c_noise, labels).chunk(2)
         return F, G
@@ -196,7 +196,7 @@ class AutoGuidance(Guidance):
         return replace(self, guide=prepare(self.guide))
 
     def evaluate(
-        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: Levels
+        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: LevelNow
     ) -> tuple[Tensor, Tensor]:
         assert self.guide is not None
         F = denoiser.call_network(net_in, c_noise, labels)
@@ -224,8 +224,7 @@ class ClassifierGuidance(Guidance):
         super().__post_init__()
         if not callable(self.gradient):
             raise ValueError(f"gradient is {self.gradient!r}; allowed: a function of (x, sigma, class_labels)")
-        if not (isinstance(self.classes, int) and self.classes >= 0):
-            raise ValueError(f"classes is {self.classes!r}; allowed: an integer from 0")
+        check_integers(self, "classes", 0)
 
     def columns(self, weight: float, sigma: float) -> dict[str, float]:
         columns = super().columns(weight, sigma)
@@ -241,7 +240,7 @@ class ClassifierGuidance(Guidance):
             raise ValueError(f"classes is {self.classes}; allowed: the denoiser's {denoiser.label_dim}, or 0")
 
     def evaluate(
-        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: Levels
+        self, denoiser: Denoiser, net_in: Tensor, c_noise: Tensor, labels: Tensor | None, level: LevelNow
     ) -> tuple[Tensor, Tensor]:
         assert self.gradient is not None
         F = denoiser.call_network(net_in, c_noise, labels)
@@ -255,11 +254,6 @@ class ClassifierGuidance(Guidance):
         G = torch.zeros_like(F)  # in units of F, of whose size it is whatever sigma: representable in half precision
         G[:, :channels] = (slope * per_sample(at.sigma**2 / at.c_out, x)).to(F.dtype)
         return F, G
-
-
-def _is_number(value: object) -> bool:
-    """A real number that is not NaN; truth values are not numbers."""
-    return type(value) is not bool and isinstance(value, numbers.Real) and not math.isnan(value)
 
 
 def gradient_of(classifier: nn.Module) -> Gradient:

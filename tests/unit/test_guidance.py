@@ -244,11 +244,15 @@ def test_latents_of_zero_snr_are_guided_where_they_can_be():
         (lambda: ClassifierFree(True), "weight is True; allowed: a number"),
         (lambda: ClassifierFree(1e39), r"weight is 1e\+39; allowed: a number up to"),
         (lambda: ClassifierFree(2.0, interval=3.0), r"interval is 3.0; allowed: \(lowest, highest\)"),
-        (lambda: ClassifierFree(2.0, interval=("a", "b")), "interval is"),
+        (
+            lambda: ClassifierFree(2.0, interval=("a", "b")),
+            r"^interval is \('a', 'b'\); allowed: \(lowest, highest\) sigma, from 0$",
+        ),
         (lambda: ClassifierFree(2.0, rescale=None), "rescale is None; allowed: a number from 0 to 1"),
         (lambda: draw(ClassifierFree(2.0, negative=1.5)), "negative is 1.5; allowed: None, or a class"),
         (lambda: draw(ClassifierFree(2.0, negative=True)), "negative is True; allowed: None, or a class"),
         (lambda: ClassifierGuidance(1.0, gradient=slope, classes=-1), "classes is -1; allowed: an integer from 0"),
+        (lambda: ClassifierGuidance(1.0, gradient=slope, classes=2.5), "classes is 2.5; allowed: an integer from 0"),
         (lambda: draw(ClassifierGuidance(1.0, gradient=slope, classes=7)), "classes is 7; allowed: the denoiser's 3"),
         (
             lambda: draw(ClassifierGuidance(1.0, gradient=gradient_of(UntrainedClassifier(2, 4)))),
