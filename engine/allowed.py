@@ -35,7 +35,7 @@ def check_numbers(record: object, names: str, allowed: str, ok: Callable[[Any], 
         object.__setattr__(record, name, number(name, getattr(record, name), allowed, ok))
 
 
-def check_integers(record: object, names: str, lowest: int) -> None:
+def check_integers(record: object, names: str, lowest: int, highest: int | None = None) -> None:
     """`integer` for fields of a frozen record."""
     for name in names.split():
-        object.__setattr__(record, name, integer(name, getattr(record, name), lowest))
+        object.__setattr__(record, name, integer(name, getattr(record, name), lowest, highest))
