@@ -36,7 +36,7 @@ from .plan_cache import PlanCache
 from .prepare import compile_network, device_of, find_device, is_ours, prepare
 from .preview import Callback
 from .ranges import marked
-from .run import Run, Watch
+from .run import Counted, Run, Watch
 from .samplers import AdaptiveSampler, edm
 from .transfer import settle
 from .verify.self_check import Subject, checksum, self_check
@@ -167,6 +167,7 @@ class Engine:
         callback: Callback | None = None,
         callback_every: int = 1,
         batches: Iterable[int] | None = None,
+        counted: Counted | None = None,
         **asked: Unpack[Asked],
     ) -> Batches:
         """Like `sample`, batch by batch: yields (where the images stand in what was asked for, images).
@@ -176,11 +177,14 @@ class Engine:
         while the one before it is drawn). So parts of a job, drawn by several processes or after an interruption, are
         the bits that the whole job has.
 
+        counted: called with positions and how many evaluations each sample there took, int64 [B], by an adaptive
+        sampler, whose plan does not say.
+
         The whole job is checked by this call; the work is done as the iterator is read.
         """
         require_known("stream", asked, Asked)
         run, job = self._check(sampler, guidance, asked)
-        watch = self._watch(run, callback, callback_every)
+        watch = replace(self._watch(run, callback, callback_every), counted=counted)
         return self._stream(run, job, watch, progress, self._numbers(job, batches), self._floats, to_host=False)
 
     def stream_uint8(

@@ -19,6 +19,8 @@ from .samplers import AdaptiveSampler
 from .state import State
 from .transfer import to_device
 
+Counted = Callable[[tuple[int, ...], Tensor], object]
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -26,13 +28,15 @@ class Watch:
 
     tick(n): n evaluations more are done, or on a device are queued. callback: called after every ``every`` evaluations
     and after the last, for as many samples as ``positions``, which say where they stand in what was asked for; what it
-    raises ends the batch.
+    raises ends the batch. counted: told once a batch, of an adaptive sampler alone, where its samples stand and the
+    evaluations that each took, int64 [B].
     """
 
     tick: Callable[[int], object] = lambda evaluations: None
     callback: Callback | None = None
     every: int = 1
     positions: tuple[int, ...] = ()
+    counted: Counted | None = None
 
     def at(self, positions: tuple[int, ...]) -> "Watch":
         """The same for samples that stand there."""
@@ -151,12 +155,14 @@ class Run:
         self.backend.advance(None, state, 0)
         high, low = self.plan.sigmas
         try:
-            x, _ = adaptive.solve(denoise, state.x, high, low, sampler, lambda: watch.tick(1))
+            x, nfe = adaptive.solve(denoise, state.x, high, low, sampler, lambda: watch.tick(1))
         except adaptive.TooManyEvaluations as error:
             raise ArithmeticError(f"{job.name(error.sample)}: {error}") from None
         everyone = torch.arange(len(x), device=self.device)
         state.x.copy_(denoise(x, torch.full([len(x)], low, device=self.device), everyone))
         watch.tick(1)
+        if watch.counted is not None:
+            watch.counted(watch.positions, nfe[: len(watch.positions)] + 1)
         state.bad_row[~torch.isfinite(state.x).flatten(1).all(1)] = 1
 
     def _table(self, positions: Sequence[int]) -> tuple[np.ndarray, list[int], list[bool]]:

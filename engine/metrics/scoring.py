@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..engine import Engine
-from ..plan import Sampler
+from ..plan import Plan, Sampler
+from ..run import Counted
 from ..samplers import AdaptiveSampler
 from .classifier import load_classifier
 from .features import classifier_features
@@ -27,16 +28,21 @@ def draw_measured(
     first: int = 0,
     sampler: Sampler | AdaptiveSampler | None = None,
     progress: bool = False,
+    counted: Counted | None = None,
 ) -> tuple[Tensor, float]:
     """Draw quality.count seeds from ``first`` on and measure each: those recognised, and the seconds of drawing.
 
     labels: a class each, int64 [N], or None. Recognised, bool [N]: the shipped classifier sees the class asked for;
-    none without labels or with ``known`` false, for images that are not Fashion-MNIST's.
+    none without labels or with ``known`` false, for images that are not Fashion-MNIST's. counted: see `Engine.stream`.
     """
     classifier = load_classifier()
     hits, seconds = torch.zeros(quality.count, dtype=torch.bool), 0.0
     batches = engine.stream(
-        seeds=range(first, first + quality.count), class_labels=labels, sampler=sampler, progress=progress
+        seeds=range(first, first + quality.count),
+        class_labels=labels,
+        sampler=sampler,
+        progress=progress,
+        counted=counted,
     )
     while True:
         started = time.perf_counter()
@@ -54,8 +60,8 @@ def draw_measured(
 @dataclass(frozen=True)
 class Score:
     """What a sampler reached. distance: Frechet, with its 95% interval over seeds, low to high; without: what it is
-    without each block of seeds. recognised: share of images. nfe: network evaluations an image, counted. seconds: an
-    image."""
+    without each block of seeds. recognised: share of images. nfe: evaluations an image, as its plan says or, on
+    average, as an adaptive solver counts them; a guided one is one. seconds: an image."""
 
     distance: float
     low: float
@@ -101,19 +107,16 @@ class Scorer:
         quality = Quality(self.extractor, self.reference, images, keep=False)
         dim = self.engine.denoiser.label_dim
         labels = torch.arange(images) % dim if dim else None
-        evaluated = 0
+        evaluations = torch.zeros(images, dtype=torch.int64)
+        if isinstance(sampler, Sampler):
+            evaluations[:] = Plan(sampler, self.engine.denoiser.preconditioning).nfe
 
-        def count(module: object, inputs: tuple[Tensor, ...], output: object) -> None:
-            nonlocal evaluated
-            evaluated += len(inputs[0])
+        def counted(positions: tuple[int, ...], nfe: Tensor) -> None:
+            evaluations[list(positions)] = nfe.cpu()
 
-        counting = self.engine.denoiser.model.register_forward_hook(count)  # an adaptive sampler's are in no table
-        try:
-            hits, seconds = draw_measured(self.engine, quality, labels, sampler=sampler, first=first)
-        finally:
-            counting.remove()
+        hits, seconds = draw_measured(self.engine, quality, labels, sampler=sampler, first=first, counted=counted)
         distance, without = quality.distances()
         half = jackknife(without)
         share = hits.double().mean().item()
-        per_image = (evaluated / images, seconds / images)
+        per_image = (evaluations.double().mean().item(), seconds / images)
         return Score(distance, max(distance - half, 0.0), distance + half, tuple(without), share, *per_image)
