@@ -81,7 +81,7 @@ def load(name: str | Path, *, device: torch.device | str = "cpu", config: Mappin
     if not isinstance(config, Mapping | None):
         raise ValueError(f"config is {config!r}; allowed: a dict, or None")
     path = _WEIGHTS / f"{name}.safetensors" if str(name) in shipped() else Path(name)
-    if not path.exists():
+    if not str(name) or not path.exists():
         raise ValueError(f"{str(name)!r} is neither a file nor a shipped network; shipped: {', '.join(shipped())}")
     for kind in FORMATS:
         if kind.recognises(path):

@@ -21,7 +21,10 @@ class InversionSampler(Sampler):
     def of(cls, sampler: object) -> "InversionSampler":
         """The inverse of a deterministic sampler. Raises ValueError for one that adds noise."""
         if not isinstance(sampler, EDMSampler) or sampler.churn.S_churn != 0 or sampler.levels.steps < 2:
-            raise ValueError(f"sampler is {sampler!r}; allowed: samplers.edm with S_churn=0 and steps from 2")
+            what = type(sampler).__name__
+            if isinstance(sampler, EDMSampler):
+                what = f"edm(S_churn={sampler.churn.S_churn}, steps={sampler.levels.steps})"
+            raise ValueError(f"sampler is {what}; allowed: samplers.edm with S_churn=0 and steps from 2")
         return cls(sampler.levels, sampler.solver)
 
     @property
