@@ -36,8 +36,9 @@ class Activations:
         with self._lock:
             if batch != self._batch:
                 self._batch, self._blocks = batch, {}
-            flat = torch.from_numpy(self._unused(size))  # which refers to the block as long as its storage lives
-        return flat.view(x.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
+            # Which refers to the block as long as its storage lives.
+            flat = torch.frombuffer(self._unused(size), dtype=x.dtype)
+        return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def _unused(self, size: int) -> np.ndarray:
         blocks = self._blocks.setdefault(size, [])
