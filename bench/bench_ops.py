@@ -4,8 +4,8 @@
 
 Convolutions: cuDNN's and our sum after it, against our own kernel with every tile. GroupNorm: one read against the
 split reduction. Every shape that a network has, in bfloat16, as often as it comes in an evaluation. The rules
-(`kernels.conv.own_tile`, `kernels.group_norm.reads_once`) were written from counts; this is what they are to be mended
-by.
+(`kernels.conv.own_tile`, `kernels.group_norm.reads_once`) were written from counts, to be corrected by
+these timings.
 """
 
 import copy

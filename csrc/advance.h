@@ -21,12 +21,12 @@
 namespace edm {
 
 // In the order of engine.plan.COLUMNS; engine/backends/native.py refuses to run where they differ.
-#define EDM_ROW_COLUMNS(X)                                                                          \
-    X(op) X(sigma) X(c_skip) X(c_out) X(guide_F) X(guide_G) X(rescale) X(s) X(begin_scale)          \
-    X(slope_x) X(slope_D) X(slope_t) X(h) X(h_predict) X(w_0) X(w_1) X(x_from_x) X(x_from_D)         \
-    X(x_from_0) X(x_from_1) X(x_from_2) X(x_from_3) X(keep_slot) X(keep_from_x) X(keep_from_D) X(keep_from_0) X(keep_from_1)             \
-    X(keep_from_2) X(keep_from_3) X(store_slot) X(store_from_x) X(store_from_D) X(ratio) X(std)      \
-    X(draw) X(evaluate) X(s_next) X(c_in) X(c_noise)
+#define EDM_ROW_COLUMNS(X)                                                                         \
+    X(op) X(sigma) X(c_skip) X(c_out) X(guide_F) X(guide_G) X(rescale) X(s) X(begin_scale)         \
+    X(slope_x) X(slope_D) X(slope_t) X(h) X(h_predict) X(w_0) X(w_1) X(x_from_x) X(x_from_D)       \
+    X(x_from_0) X(x_from_1) X(x_from_2) X(x_from_3) X(keep_slot) X(keep_from_x) X(keep_from_D)     \
+    X(keep_from_0) X(keep_from_1) X(keep_from_2) X(keep_from_3) X(store_slot) X(store_from_x)      \
+    X(store_from_D) X(ratio) X(std) X(draw) X(evaluate) X(s_next) X(c_in) X(c_noise)
 
 struct Row {
 #define EDM_FIELD(name) double name;

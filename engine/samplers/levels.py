@@ -113,7 +113,8 @@ class Levels:
 
     def _at_timesteps(self, preconditioning: Preconditioning) -> Tensor:
         network = isinstance(preconditioning, Discrete)
-        require("discretization", self.discretization, network, "for a network of discrete timesteps (Discrete) only")
+        others = f"edm, vp, ve, iddpm with {type(preconditioning).__name__}; this one with Discrete"
+        require("discretization", self.discretization, network, others)
         assert isinstance(preconditioning, Discrete)
         ranged = self.sigma_min is None and self.sigma_max is None
         require("sigma_min, sigma_max", (self.sigma_min, self.sigma_max), ranged, "None with timesteps")
