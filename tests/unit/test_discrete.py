@@ -213,7 +213,9 @@ def test_discrete_levels():
     assert Discrete(zero_snr=True).nearest(torch.tensor([math.inf, 1e30])).tolist() == [999, 998]
     with pytest.raises(ValueError, match="prediction is 'x'"):
         Discrete(prediction="x")
-    with pytest.raises(ValueError, match="discretization is 'leading'; allowed: edm, vp, ve, iddpm with EDM; this one with Discrete"):
+    with pytest.raises(
+        ValueError, match="discretization is 'leading'; allowed: edm, vp, ve, iddpm with EDM; this one with Discrete"
+    ):
         engine.Plan(engine.samplers.ddim(5, discretization="leading"), EDM())
     with pytest.raises(ValueError, match="None with timesteps"):
         engine.Plan(engine.samplers.ddim(5, sigma_max=3.0, discretization="leading"), pre)
