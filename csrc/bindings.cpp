@@ -106,6 +106,7 @@ PYBIND11_MODULE(_native, m) {
 #else
     m.def("is_amd", [] { return false; });
 #endif
+    m.attr("sources") = EDM_SOURCES;
     m.def("row_columns", &edm::row_columns);
     m.def("advance_cpu", &edm::advance_cpu, "call"_a, "threads"_a = 1, "isa"_a = "auto",
           py::call_guard<py::gil_scoped_release>());

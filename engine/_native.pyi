@@ -167,6 +167,7 @@ def run_count(channels: int, pixels: int, width: int) -> int:
 def offset_of(buffer: Buffer, sample: int, channel: int, pixel: int) -> int:
     """Where an element of a buffer lies, in elements from its address."""
 
+sources: str  # sha256 of what was compiled
 cuda_built: bool  # the two functions below exist only where this is True
 
 def advance_cuda(call: AdvanceCall, device: int, stream: int) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import kernels
 from ..checkpoints import shipped
 from ..denoiser import Denoiser
 from ..engine import Engine
@@ -44,7 +46,8 @@ def golden(model: str, denoiser: Denoiser, dtypes: tuple[torch.dtype, ...], devi
 
 
 def record(model: str, denoiser: Denoiser, dtypes: tuple[torch.dtype, ...], device: torch.device) -> list[str]:
-    """Add this machine's bits to `FILE`; what was added. A network that is not in it gets its images there, too.
+    """Add this machine's bits to `FILE`, and remove those that other code drew; what was added. A network that is not
+    in it gets its images there, too.
 
     Raises ValueError for weights other than those of the file, and for samples that are not near its images.
     """
@@ -64,6 +67,7 @@ def record(model: str, denoiser: Denoiser, dtypes: tuple[torch.dtype, ...], devi
         if not near.passed:
             raise ValueError(f"{near.subject}: {near.outcome}; not recorded")
         entry["bits"].setdefault(machine(device), {})[_name(dtype)] = _digest(images)
+    entry["bits"] = {where: bits for where, bits in entry["bits"].items() if where.endswith(f"code {code()}")}
     with atomic_path(FILE) as temporary:
         temporary.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
     return [f"{model}, {_name(dtype)}, {machine(device)}" for dtype in dtypes]
@@ -80,19 +84,33 @@ def weights_digest(denoiser: Denoiser) -> str:
 
 def machine(device: torch.device) -> str:
     """What decides the bits of a network there; on a CPU tried by switching each: the processor, the instruction set
-    torch and oneDNN use, torch's version, our extension. Of threads there is always one: bits may depend on them."""
+    torch and oneDNN use, torch's version, our code. Of threads there is always one: bits may depend on them."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         kind = f"{torch.cuda.get_device_name(device)} sm_{major}{minor}, cudnn {torch.backends.cudnn.version()}"
-        return f"{kind}, torch {torch.__version__}"
+        return f"{kind}, torch {torch.__version__}, code {code()}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
     name = facts.get("model name", "unknown processor")
     # Virtual machines hide which generation a name such as "AMD EPYC" is.
     name += f" (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
     half = " bf16" if native_ops.onednn_knows(torch.bfloat16) else ""
-    ours = "with" if native_ops.available() else "without"
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{half}, torch {torch.__version__}, {ours} extension"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{half}, torch {torch.__version__}, code {code()}"
+
+
+@cache
+def code() -> str:
+    """A digest of the code that decides a network's bits: networks, what prepares them, kernels, the extension."""
+    package = Path(__file__).parent.parent
+    files = [package / "prepare.py", *(package / "networks").glob("*.py"), *Path(kernels.__path__[0]).glob("*.py")]
+    state = hashlib.sha256()
+    for file in sorted(files, key=lambda file: (file.parent.name, file.name)):
+        state.update(file.read_bytes())
+    if native_ops.available():
+        from engine import _native
+
+        state.update(_native.sources.encode())
+    return state.hexdigest()[:12]
 
 
 def _near(entry: dict[str, Any], images: Tensor, dtype: torch.dtype, device: torch.device) -> Finding:

@@ -144,16 +144,21 @@ def test_golden_bits_are_recorded_for_a_machine(shipped, monkeypatch, tmp_path):
     file.write_text(golden.FILE.read_text())
     monkeypatch.setattr(golden, "FILE", file)
     monkeypatch.setattr(golden, "_STEPS", 2)
-    monkeypatch.setattr(golden, "machine", lambda device: "a new machine")
+    monkeypatch.setattr(golden, "machine", lambda device: f"a new machine, code {golden.code()}")
     monkeypatch.setitem(golden._NEAR, F32, 255.0)
     *_, bits = golden.golden("fashion-mnist", shipped, (F32,), CPU)
     assert bits.passed is None
-    assert bits.outcome == "no golden bits for a new machine; `edm-engine verify --record` adds them"
-    assert golden.record("fashion-mnist", shipped, (F32,), CPU) == ["fashion-mnist, float32, a new machine"]
+    here = golden.machine(CPU)
+    assert bits.outcome == f"no golden bits for {here}; `edm-engine verify --record` adds them"
+    entries = json.loads(file.read_text())
+    entries["fashion-mnist"]["bits"]["a machine, code of before"] = {"float32": "0" * 64}
+    file.write_text(json.dumps(entries))
+    assert golden.record("fashion-mnist", shipped, (F32,), CPU) == [f"fashion-mnist, float32, {here}"]
     *_, bits = golden.golden("fashion-mnist", shipped, (F32,), CPU)
     assert (bits.passed, bits.outcome) == (True, "equal to the bit (4,096 values)")
     entries = json.loads(file.read_text())
-    entries["fashion-mnist"]["bits"]["a new machine"]["float32"] = "0" * 64
+    assert "a machine, code of before" not in entries["fashion-mnist"]["bits"]
+    entries["fashion-mnist"]["bits"][here]["float32"] = "0" * 64
     file.write_text(json.dumps(entries))
     *_, bits = golden.golden("fashion-mnist", shipped, (F32,), CPU)
     assert (bits.passed, bits.outcome) == (False, "other bits")
