@@ -11,7 +11,7 @@ from torch import Tensor
 from .dense import Shape, empty
 
 _LEAST_BYTES = 2**20  # smaller ones malloc keeps itself
-_UNUSED = 3  # references to a block: of the list, of the loop's variable, of getrefcount's argument
+_UNUSED = 2  # references to a block: of the list, and of getrefcount's argument
 
 
 class Activations:
@@ -42,8 +42,8 @@ class Activations:
 
     def _unused(self, size: int) -> np.ndarray:
         blocks = self._blocks.setdefault(size, [])
-        for block in blocks:
-            if getrefcount(block) == _UNUSED:
-                return block
+        for index in range(len(blocks)):  # without a name for the block, which would be a reference too
+            if getrefcount(blocks[index]) == _UNUSED:
+                return blocks[index]
         blocks.append(np.empty(size, np.uint8))
         return blocks[-1]
