@@ -122,7 +122,7 @@ Place place_of(const WinogradCall& call, std::int64_t tile) {
     return {line / down, line % down * m, tile % across * m};
 }
 
-// Tile number row of a part to its row of each position: to [runs of inputs][positions][rows][inputs of the run].
+// Tile number row of a part to its row of each position: to [runs of inputs][positions][rows][kRun].
 // space: of the tile's pixels, [n * n, inputs].
 template <int m, class S>
 void transform_tile(const WinogradCall& call, const WinogradPart& part, std::int64_t row, const float* zeros, float* space,
@@ -138,7 +138,7 @@ void transform_tile(const WinogradCall& call, const WinogradPart& part, std::int
         from[i] = inside ? as_floats(x + (line * call.width + column) * K, K, space + i * K) : zeros;
     }
     for (std::int64_t first = 0; first < K; first += kRun) {
-        const std::int64_t count = run_length(K, first), step = rows * count + kGap;
+        const std::int64_t count = run_length(K, first), step = rows * kRun + kGap;
         for (std::int64_t c = 0; c < count; c += kLanes) {
             Lanes d[n], half[n * n], out[n];
             for (int j = 0; j < n; ++j) {
@@ -148,7 +148,7 @@ void transform_tile(const WinogradCall& call, const WinogradPart& part, std::int
             }
             for (int i = 0; i < n; ++i) {
                 Transform<m>::in(half + i * n, out);
-                for (int j = 0; j < n; ++j) put(to + (i * n + j) * step + row * count + c, out[j]);
+                for (int j = 0; j < n; ++j) put(to + (i * n + j) * step + row * kRun + c, out[j]);
             }
         }
         to += n * n * step;
@@ -178,7 +178,7 @@ void transform_weights(const S* weight, std::int64_t count, float* space, float*
     }
 }
 
-// R rows of a times two vectors of a panel's columns, from b on: to c, rows kPanel apart, or added to it. The sums run over
+// R rows of a, kRun apart (or addresses would not fit the registers), times two vectors of a panel's columns, from b on: to c, rows kPanel apart, or added to it. The sums run over
 // k in order, and start anew every kSum. Meanwhile the rows behind these are fetched: they lie in the second or third cache.
 template <int R>
 void product(const float* a, const float* b, std::int64_t count, bool anew, float* c) {
@@ -186,11 +186,11 @@ void product(const float* a, const float* b, std::int64_t count, bool anew, floa
         const std::int64_t last = first + kSum < count ? first + kSum : count;
         Lanes sum[R][2] = {};
         for (std::int64_t k = first; k < last; ++k) {
-            __builtin_prefetch(a + R * count + k * 16);
+            __builtin_prefetch(a + R * kRun + k * 16);
             const Lanes b0 = lanes(b + k * kPanel), b1 = lanes(b + k * kPanel + kLanes);
 #pragma GCC unroll 12                    // or the sums live in memory
             for (int r = 0; r < R; ++r) {
-                const float value = a[r * count + k];
+                const float value = a[r * kRun + k];
                 sum[r][0] += value * b0;
                 sum[r][1] += value * b1;
             }
@@ -218,7 +218,7 @@ void multiply(const float* a, const float* b, std::int64_t count, std::int64_t r
     for (std::int64_t block = 0, row = 0; block < blocks; ++block) {
         const std::int64_t R = rows / blocks + (block < rows % blocks ? 1 : 0);
         for (int column = 0; column < kPanel; column += 2 * kLanes) {
-            kProducts[R - 1](a + row * count, b + column, count, anew, c + row * kPanel + column);
+            kProducts[R - 1](a + row * kRun, b + column, count, anew, c + row * kPanel + column);
         }
         row += R;
     }
@@ -278,7 +278,7 @@ void run(const WinogradCall& call, const WinogradPart& part, float* scratch) {
             const std::int64_t count = run_length(K, first);
             const S* weight = pointer<S>(call.weight, (panel * K + first) * taps * kPanel);
             transform_weights<m>(weight, count, space, weights);
-            for (std::int64_t p = 0; p < positions; ++p, inputs += rows * count + kGap) {
+            for (std::int64_t p = 0; p < positions; ++p, inputs += rows * kRun + kGap) {
                 fetch(weight + count * taps * kPanel, count * taps * kPanel, p, positions);
                 multiply(inputs, weights + p * (count * kPanel + kGap), count, rows, first == 0, products + p * step);
             }

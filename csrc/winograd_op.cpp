@@ -58,7 +58,7 @@ float* scratch_of(std::int64_t count) {
 WinogradScratch winograd_scratch(const WinogradCall& call, std::int64_t tiles) {
     const std::int64_t n = call.positions(), K = call.inputs;
     WinogradScratch made{};
-    made.weights = n * (tiles * K + divided_up(K, kRun) * kGap);
+    made.weights = n * divided_up(K, kRun) * (tiles * kRun + kGap);
     made.products = made.weights + n * (kRun * kPanel + kGap);
     made.zeros = made.products + n * (tiles * kPanel + kGap);
     made.space = made.zeros + K;
