@@ -178,8 +178,9 @@ void transform_weights(const S* weight, std::int64_t count, float* space, float*
     }
 }
 
-// R rows of a, kRun apart (or addresses would not fit the registers), times two vectors of a panel's columns, from b on: to c, rows kPanel apart, or added to it. The sums run over
-// k in order, and start anew every kSum. Meanwhile the rows behind these are fetched: they lie in the second or third cache.
+// R rows of a, kRun apart, times two vectors of a panel's columns, from b on: to c, rows kPanel apart, or added to it. The
+// sums run over k in order, and start anew every kSum. Meanwhile the rows behind these are fetched: they lie in the second
+// or third cache. The distance of rows is a constant because R addresses would not fit the registers.
 template <int R>
 void product(const float* a, const float* b, std::int64_t count, bool anew, float* c) {
     for (std::int64_t first = 0; first < count; first += kSum) {
