@@ -2,5 +2,9 @@
 
 from hypothesis import settings
 
+from tests.replay import replay
+
+__all__ = ["replay"]  # a fixture
+
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")

@@ -17,11 +17,11 @@ from engine import Denoiser
 from engine.guidance import AutoGuidance, ClassifierFree, ClassifierGuidance, Guidance
 from engine.preconditioning import EDM
 from tests.helpers import wavy
-from tests.replay import Replay, replay  # noqa: F401 (a fixture)
+from tests.replay import Replay
 from tests.unit.test_graphs import HEUN, SHAPE, of, same
 
 
-def test_sigmas_churn_weights_and_labels_are_data(replay):  # noqa: F811
+def test_sigmas_churn_weights_and_labels_are_data(replay):
     """One capture serves them all."""
     prepared = of("loop", 3, guidance=ClassifierFree(2.0))
     prepared.sample(seeds=range(4), class_labels=0)
@@ -43,7 +43,7 @@ def test_sigmas_churn_weights_and_labels_are_data(replay):  # noqa: F811
     assert replay.captured == 2  # another number of evaluations is another loop
 
 
-def test_a_step_graph_serves_any_number_of_evaluations(replay):  # noqa: F811
+def test_a_step_graph_serves_any_number_of_evaluations(replay):
     prepared = of("step")
     for steps in (3, 2, 8):
         sampler = engine.samplers.edm(steps)
@@ -52,7 +52,7 @@ def test_a_step_graph_serves_any_number_of_evaluations(replay):  # noqa: F811
     assert all(each.graphs == 1 for each in prepared.captures)
 
 
-def test_auto_captures_what_comes_twice(replay):  # noqa: F811
+def test_auto_captures_what_comes_twice(replay):
     prepared = of()
     assert prepared.captures == ()
     prepared = of("auto")
@@ -65,7 +65,7 @@ def test_auto_captures_what_comes_twice(replay):  # noqa: F811
     assert loop.nbytes > 4 * 144 * 8
 
 
-def test_auto_draws_many_evaluations_step_by_step(replay):  # noqa: F811
+def test_auto_draws_many_evaluations_step_by_step(replay):
     long = engine.samplers.edm(steps=130, solver="euler")
     prepared = of("auto", sampler=long)
     prepared.sample(seeds=range(2))
@@ -120,7 +120,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_a_network_that_waits_for_the_device_is_named(replay, name):  # noqa: F811
+def test_a_network_that_waits_for_the_device_is_named(replay, name):
     denoiser = Denoiser(Waiting(WAYS[name]), EDM(), img_shape=SHAPE)
     refused = engine.Engine(denoiser, sampler=HEUN, graph="loop")
     with pytest.raises(engine.CaptureError, match=f"{name} in model.inner .Inner. waits for .*; allowed: graph='off'"):
@@ -136,7 +136,7 @@ def test_a_network_that_waits_for_the_device_is_named(replay, name):  # noqa: F8
         assert torch.equal(lenient.sample(seeds=range(2)), expected)
 
 
-def test_indexing_by_numbers_does_not_wait(replay):  # noqa: F811
+def test_indexing_by_numbers_does_not_wait(replay):
     denoiser = Denoiser(Waiting(lambda x: x[torch.arange(len(x))]), EDM(), img_shape=SHAPE)
     engine.Engine(denoiser, sampler=HEUN, graph="loop").sample(seeds=range(2))
     assert replay.captured == 1
@@ -154,19 +154,19 @@ def test_what_cannot_be_captured_is_refused():
     assert of("auto").captures == ()
 
 
-def test_the_reference_reads_values_on_the_host(replay):  # noqa: F811
+def test_the_reference_reads_values_on_the_host(replay):
     with pytest.raises(ValueError, match="the reference backend reads values on the host"):
         of("loop", backend="reference")
 
 
-def test_the_adaptive_sampler_is_in_no_graph(replay):  # noqa: F811
+def test_the_adaptive_sampler_is_in_no_graph(replay):
     with pytest.raises(ValueError, match="graph is 'step'; allowed: 'auto', 'off', with the adaptive"):
         of("step").sample(seeds=[1], sampler=engine.samplers.rk45(0.1, 0.1))
     of("auto").sample(seeds=[1], sampler=engine.samplers.rk45(0.1, 0.1))
     assert replay.warmed == 0
 
 
-def test_calls_from_several_threads_are_served_in_turn(replay):  # noqa: F811
+def test_calls_from_several_threads_are_served_in_turn(replay):
     """`Replay.turn` refuses two at once; every image is that of its seeds, whoever else draws."""
     prepared, found, errors = of("auto"), {}, []
     expected = {seed: of().sample(seeds=[seed, seed + 50]) for seed in range(12)}
@@ -187,7 +187,7 @@ def test_calls_from_several_threads_are_served_in_turn(replay):  # noqa: F811
     assert replay.captured == 1
 
 
-def test_streams_of_one_engine_may_be_read_alternately(replay):  # noqa: F811
+def test_streams_of_one_engine_may_be_read_alternately(replay):
     prepared = of("loop", batch_size=2)
     streams = [prepared.stream(seeds=range(start, start + 6)) for start in (0, 10)]
     drawn = [[], []]
@@ -199,7 +199,7 @@ def test_streams_of_one_engine_may_be_read_alternately(replay):  # noqa: F811
 
 
 @pytest.mark.parametrize("graph", ["loop", "step"])
-def test_what_is_let_go_is_freed_at_once(replay, graph):  # noqa: F811
+def test_what_is_let_go_is_freed_at_once(replay, graph):
     """Not when the garbage collector comes by: on a GPU it is memory that the next batch needs."""
     prepared = of(graph, graph_memory=0)
     gc.collect()
@@ -218,7 +218,7 @@ def test_what_is_let_go_is_freed_at_once(replay, graph):  # noqa: F811
         gc.enable()
 
 
-def test_many_samplers_guidances_and_noises_through_one_engine(replay):  # noqa: F811
+def test_many_samplers_guidances_and_noises_through_one_engine(replay):
     """In any order, each as an engine without graphs draws it: nothing of one is in another's graph."""
     samplers = engine.samplers
     all_of_them = [samplers.edm(4), HEUN, samplers.dpmpp_2m(7), samplers.unipc(7), samplers.ddpm(7)]
@@ -271,7 +271,7 @@ class Shifted(Guidance):
         return F, F + self.shift
 
 
-def test_a_float32_rerun_has_the_guide_in_float32(replay):  # noqa: F811
+def test_a_float32_rerun_has_the_guide_in_float32(replay):
     computed_in = []
 
     class Overflowing(nn.Module):
@@ -296,7 +296,7 @@ def test_a_float32_rerun_has_the_guide_in_float32(replay):  # noqa: F811
         assert computed_in[-1] == torch.float32
 
 
-def test_an_engine_hands_out_what_is_drawn_before_it_raises(replay):  # noqa: F811
+def test_an_engine_hands_out_what_is_drawn_before_it_raises(replay):
     """With a batch ahead, the one before the batch that fails is still the caller's."""
     prepared = of("loop", batch_size=2)
     stream = prepared.stream(seeds=range(6), batches=iter([0, 7]))
@@ -308,7 +308,7 @@ def test_an_engine_hands_out_what_is_drawn_before_it_raises(replay):  # noqa: F8
             prepared.stream(seeds=range(6), batches=wrong)
 
 
-def test_plans_are_made_once_by_any_thread(replay):  # noqa: F811
+def test_plans_are_made_once_by_any_thread(replay):
     prepared, errors = of("auto"), []
 
     def ask(first):

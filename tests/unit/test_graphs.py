@@ -15,7 +15,6 @@ from engine.guidance import AutoGuidance, ClassifierFree, ClassifierGuidance
 from engine.preconditioning import EDM
 from engine.samplers import linear, registry, table
 from tests.helpers import small_unet, wavy
-from tests.replay import Replay, replay  # noqa: F401 (a fixture)
 
 SHAPE = (3, 8, 6)
 HEUN = engine.samplers.edm(4, S_churn=2, S_noise=1.003)
@@ -39,7 +38,7 @@ def same(prepared, label_dim=0, options=(), **asked):
     [HEUN, engine.samplers.edm(3), engine.samplers.dpmpp_2m(4), engine.samplers.ddpm(3), engine.samplers.langevin(3)],
     ids=lambda sampler: str(sampler)[:24],
 )
-def test_graphs_give_the_bits_of_the_eager_loop(replay, graph, sampler):  # noqa: F811
+def test_graphs_give_the_bits_of_the_eager_loop(replay, graph, sampler):
     prepared = of(graph, sampler=sampler)
     same(prepared, options={"sampler": sampler}, seeds=range(4))
     assert replay.replayed > 0
@@ -50,7 +49,7 @@ def test_graphs_give_the_bits_of_the_eager_loop(replay, graph, sampler):  # noqa
 
 @pytest.mark.parametrize("graph", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_unet_in_every_dtype(replay, graph, dtype):  # noqa: F811
+def test_a_unet_in_every_dtype(replay, graph, dtype):
     options = {"sampler": engine.samplers.edm(2), "dtype": dtype, "batch_size": 3}
     denoiser = small_unet(label_dim=2)
     prepared, plain = (engine.Engine(denoiser, graph=g, **options) for g in (graph, "off"))
@@ -71,13 +70,13 @@ def test_a_unet_in_every_dtype(replay, graph, dtype):  # noqa: F811
     ],
     ids=lambda g: f"{type(g).__name__}-{g.weight}",
 )
-def test_guidance(replay, graph, guidance):  # noqa: F811
+def test_guidance(replay, graph, guidance):
     options = {"guidance": guidance}
     same(of(graph, 3, **options), 3, options, seeds=range(4), class_labels=[0, 1, 2, 0])
 
 
 @pytest.mark.parametrize("graph", MODES)
-def test_every_kind_of_noise_and_known_pixels(replay, graph):  # noqa: F811
+def test_every_kind_of_noise_and_known_pixels(replay, graph):
     prepared = of(graph)
     image = torch.linspace(-1, 1, 4 * 144).reshape(4, *SHAPE)
     mask = torch.zeros(4, *SHAPE, dtype=torch.bool)
@@ -95,7 +94,7 @@ def test_every_kind_of_noise_and_known_pixels(replay, graph):  # noqa: F811
 
 
 @pytest.mark.parametrize("graph", ["loop", "step"])
-def test_a_check_after_the_last_row_reads_within_the_table(replay, graph):  # noqa: F811
+def test_a_check_after_the_last_row_reads_within_the_table(replay, graph):
     """Who looks at the last evaluation only has a step graph of its own, checked when it has been run there."""
     guidance = ClassifierGuidance(0.5, gradient=lambda x, sigma, labels: -x / (1 + sigma.reshape(-1, 1, 1, 1)))
     for steps in (1, 2, 4, 8):  # tables of 2, 4, 8 and 16 rows
@@ -105,7 +104,7 @@ def test_a_check_after_the_last_row_reads_within_the_table(replay, graph):  # no
 
 
 @pytest.mark.parametrize("graph", MODES)
-def test_calls_in_and_out_of_inference_mode(replay, graph):  # noqa: F811
+def test_calls_in_and_out_of_inference_mode(replay, graph):
     prepared, expected = of(graph), of().sample(seeds=range(4))
     for _ in range(2):
         with torch.inference_mode():
@@ -114,7 +113,7 @@ def test_calls_in_and_out_of_inference_mode(replay, graph):  # noqa: F811
         assert torch.equal(prepared.sample(seeds=range(4)), expected)
 
 
-def test_the_same_calls_are_captured_as_are_run(monkeypatch, replay):  # noqa: F811
+def test_the_same_calls_are_captured_as_are_run(monkeypatch, replay):
     """The sequence of operations of a loop, as each way of running it asks for them."""
     asked = []
     prepared = {graph: of(graph, sampler=engine.samplers.edm(2)) for graph in ("off", "loop", "step")}
@@ -142,7 +141,7 @@ def test_the_same_calls_are_captured_as_are_run(monkeypatch, replay):  # noqa: F
     assert sequences == {"off": rows, "loop": rows, "step": rows}
 
 
-def test_buckets_pad_and_trim(replay):  # noqa: F811
+def test_buckets_pad_and_trim(replay):
     prepared = of("loop", batch_size=8, buckets=[2, 4])
     sizes = []
     prepared.denoiser.model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
@@ -154,7 +153,7 @@ def test_buckets_pad_and_trim(replay):  # noqa: F811
     assert sorted(each.batch for each in prepared.captures) == [2, 4, 8]
 
 
-def test_images_are_the_callers_own(replay):  # noqa: F811
+def test_images_are_the_callers_own(replay):
     for output_dtype in (torch.float32, torch.float64):
         prepared = of("loop", output_dtype=output_dtype)
         drawn = [images for _, images in prepared.stream(seeds=range(12))]
@@ -162,7 +161,7 @@ def test_images_are_the_callers_own(replay):  # noqa: F811
         assert torch.equal(torch.cat(drawn), expected)
 
 
-def test_nothing_of_a_batch_is_left_to_the_next(monkeypatch, replay):  # noqa: F811
+def test_nothing_of_a_batch_is_left_to_the_next(monkeypatch, replay):
     """Neither slots, which a table may read before it writes them, nor the mark of a sample that was not finite."""
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
 
@@ -185,7 +184,7 @@ def test_nothing_of_a_batch_is_left_to_the_next(monkeypatch, replay):  # noqa: F
             assert torch.equal(prepared.sample(latents=latents), of(**options).sample(latents=latents))
 
 
-def test_a_sample_that_is_not_finite_is_drawn_again(replay):  # noqa: F811
+def test_a_sample_that_is_not_finite_is_drawn_again(replay):
     class Overflowing(nn.Module):
         dtype = torch.float16
 

@@ -4,7 +4,6 @@ import pytest
 
 import engine
 from engine.metrics import Scorer
-from tests.replay import replay  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +12,7 @@ def denoiser():
 
 
 @pytest.mark.parametrize("graph", ["off", "step", "loop"])
-def test_evaluations_of_a_table(replay, denoiser, graph):  # noqa: F811
+def test_evaluations_of_a_table(replay, denoiser, graph):
     """Neither what warms up a capture counts, nor padding, nor do replays go uncounted."""
     prepared = engine.Engine(denoiser, batch_size=8, buckets=[8], graph=graph)
     found = Scorer(prepared)(engine.samplers.edm(2), 20)

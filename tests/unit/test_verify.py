@@ -18,7 +18,6 @@ from engine.verify.checks import Request, captured, verify
 from engine.verify.compare import Comparison, compare
 from engine.verify.normals import normal_comparison, philox_comparison
 from tests.helpers import small_unet, wavy
-from tests.replay import replay  # noqa: F401 (a fixture)
 from tests.unit.test_cli import run
 
 CPU = torch.device("cpu")
@@ -259,7 +258,7 @@ def test_command(monkeypatch, tmp_path, capsys, with_wrong_backend):
         assert capsys.readouterr().err.startswith(refused)
 
 
-def test_captured_loops_are_compared_with_eager_ones(monkeypatch, replay):  # noqa: F811
+def test_captured_loops_are_compared_with_eager_ones(monkeypatch, replay):
     found = captured(wavy(EDM(), label_dim=3), F32, CPU)
     assert found.passed
     assert "equal to the bit" in found.outcome

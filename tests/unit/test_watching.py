@@ -16,7 +16,7 @@ from engine.guidance import ClassifierFree
 from engine.launch import buckets_of
 from engine.preconditioning import EDM, VP, Preconditioning
 from tests.helpers import wavy
-from tests.replay import Replay, replay  # noqa: F401 (a fixture)
+from tests.replay import Replay
 
 SHAPE = (3, 8, 6)
 HEUN = engine.samplers.edm(4, S_churn=2, S_noise=1.003)
@@ -108,7 +108,7 @@ def test_a_callback_that_raises_ends_the_call_and_leaves_the_engine_whole(graph)
         assert torch.equal(prepared.sample(seeds=range(3)), expected)
 
 
-def test_a_callback_may_not_draw_with_its_own_engine(replay):  # noqa: F811
+def test_a_callback_may_not_draw_with_its_own_engine(replay):
     prepared = engine.Engine(wavy(EDM(), SHAPE), sampler=HEUN, graph="step")
     with pytest.raises(RuntimeError, match="callback draws with the engine that called it"):
         prepared.sample(seeds=[1], callback=lambda progress: prepared.sample(seeds=[2]))
@@ -260,7 +260,7 @@ def test_two_threads_that_run_out_of_memory_at_once():
     assert len(found) == 2
 
 
-def test_what_does_not_fit_gives_its_graphs_back(replay):  # noqa: F811
+def test_what_does_not_fit_gives_its_graphs_back(replay):
     prepared = hungry(4, graph="loop")
     prepared.sample(seeds=range(2))
     with pytest.warns(RuntimeWarning, match="drawing 4 at a time"):
