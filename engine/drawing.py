@@ -1,7 +1,8 @@
 """``draw_to``: jobs of any size to files, in parts that several processes draw and that an interruption keeps."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -88,11 +89,12 @@ class Drawing:
         """By every process, once the job has begun. Raises ValueError if this one would draw other images."""
         record.require_same(self.output.folder, self.settings)
 
-    def draw(self, batches: Iterable[int], progress: bool = False) -> Iterator[tuple[int, int]]:
+    def draw(self, batches: Iterable[int], progress: bool = False) -> Generator[tuple[int, int], None, None]:
         """Draw and write batches, by number; yields (number, images) when one is safe, while others are being drawn."""
-        drawn = self.engine.stream_uint8(batches=batches, progress=progress, **self.asked)
-        with Writing(self.output, _WAITING if self.engine.device.type == "cuda" else 0) as writing:
-            for positions, images in drawn:
+        drawn = closing(self.engine.stream_uint8(batches=batches, progress=progress, **self.asked))
+        waiting = _WAITING if self.engine.device.type == "cuda" else 0
+        with Writing(self.output, waiting) as writing, drawn as stream:
+            for positions, images in stream:
                 yield from writing.add(positions[0] // self.engine.batch_size, images)
             yield from writing.rest()
 
@@ -103,9 +105,11 @@ class Drawing:
         team.once(lambda: self.begin(resume))
         self.join()
         started = time.perf_counter()
-        for _, count in self.draw(_missing(output, team) if resume else team.deal(), progress):
-            drawn += count
-            team.done()
+        batches = self.draw(_missing(output, team) if resume else team.deal(), progress)
+        with closing(batches):  # the bar ends before anybody says why: a traceback would keep it alive
+            for _, count in batches:
+                drawn += count
+                team.done()
         if team.last:
             output.finish()
         seconds = time.perf_counter() - started

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Sequence, Sized
 from dataclasses import replace
 from types import EllipsisType
 from typing import Literal, Unpack, get_args
@@ -42,7 +42,7 @@ from .transfer import settle
 from .verify.self_check import Subject, checksum, self_check
 
 _DEFAULT_BATCH = 64
-Batches = Iterator[tuple[tuple[int, ...], Tensor]]
+Batches = Generator[tuple[tuple[int, ...], Tensor], None, None]
 
 
 class Engine:
