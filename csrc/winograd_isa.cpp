@@ -111,6 +111,21 @@ struct Transform<4> {
     }
 };
 
+// A square of from by from vectors to one of to by to: the columns by the transform of one dimension, then the rows.
+template <int from, int to, class Load, class Transformed, class Store>
+inline void transform_square(const Load& load, const Transformed& transformed, const Store& store) {
+    Lanes line[from], half[to * from], out[to];
+    for (int j = 0; j < from; ++j) {
+        for (int i = 0; i < from; ++i) line[i] = load(i * from + j);
+        transformed(line, out);
+        for (int i = 0; i < to; ++i) half[i * from + j] = out[i];
+    }
+    for (int i = 0; i < to; ++i) {
+        transformed(half + i * from, out);
+        for (int j = 0; j < to; ++j) store(i * to + j, out[j]);
+    }
+}
+
 // Where a tile lies.
 struct Place {
     std::int64_t sample, row, column;
@@ -140,16 +155,8 @@ void transform_tile(const WinogradCall& call, const WinogradPart& part, std::int
     for (std::int64_t first = 0; first < K; first += kRun) {
         const std::int64_t count = run_length(K, first), step = rows * kRun + kGap;
         for (std::int64_t c = 0; c < count; c += kLanes) {
-            Lanes d[n], half[n * n], out[n];
-            for (int j = 0; j < n; ++j) {
-                for (int i = 0; i < n; ++i) d[i] = lanes(from[i * n + j] + first + c);
-                Transform<m>::in(d, out);
-                for (int i = 0; i < n; ++i) half[i * n + j] = out[i];
-            }
-            for (int i = 0; i < n; ++i) {
-                Transform<m>::in(half + i * n, out);
-                for (int j = 0; j < n; ++j) put(to + (i * n + j) * step + row * kRun + c, out[j]);
-            }
+            transform_square<n, n>([&](int i) { return lanes(from[i] + first + c); }, Transform<m>::in,
+                                   [&](int p, const Lanes& v) { put(to + p * step + row * kRun + c, v); });
         }
         to += n * n * step;
     }
@@ -164,16 +171,8 @@ void transform_weights(const S* weight, std::int64_t count, float* space, float*
     for (std::int64_t k = 0; k < count; ++k) {
         const float* w = as_floats(weight + k * r * r * kPanel, r * r * kPanel, space);
         for (int c = 0; c < kPanel; c += kLanes) {
-            Lanes d[r], half[n * r], out[n];
-            for (int j = 0; j < r; ++j) {
-                for (int i = 0; i < r; ++i) d[i] = lanes(w + (i * r + j) * kPanel + c);
-                Transform<m>::weight(d, out);
-                for (int i = 0; i < n; ++i) half[i * r + j] = out[i];
-            }
-            for (int i = 0; i < n; ++i) {
-                Transform<m>::weight(half + i * r, out);
-                for (int j = 0; j < n; ++j) put(to + (i * n + j) * step + k * kPanel + c, out[j]);
-            }
+            transform_square<r, n>([&](int i) { return lanes(w + i * kPanel + c); }, Transform<m>::weight,
+                                   [&](int p, const Lanes& v) { put(to + p * step + k * kPanel + c, v); });
         }
     }
 }
@@ -241,16 +240,8 @@ void finish_tile(const WinogradCall& call, std::int64_t tile, std::int64_t panel
     constexpr int n = m == 1 ? 1 : m + 2;
     float made[m * m][kPanel];
     for (int c = 0; c < kPanel; c += kLanes) {
-        Lanes d[n], half[m * n], y[m];
-        for (int j = 0; j < n; ++j) {
-            for (int i = 0; i < n; ++i) d[i] = lanes(products + (i * n + j) * step + c);
-            Transform<m>::out(d, y);
-            for (int i = 0; i < m; ++i) half[i * n + j] = y[i];
-        }
-        for (int i = 0; i < m; ++i) {
-            Transform<m>::out(half + i * n, y);
-            for (int j = 0; j < m; ++j) put(made[i * m + j] + c, y[j]);
-        }
+        transform_square<n, m>([&](int p) { return lanes(products + p * step + c); }, Transform<m>::out,
+                               [&](int i, const Lanes& v) { put(made[i] + c, v); });
     }
     const Place place = place_of<m>(call, tile);
     const std::int64_t first = panel * kPanel, count = call.outputs - first < kPanel ? call.outputs - first : kPanel;

@@ -1,4 +1,5 @@
-"""How bad input is refused: by one line, "X is <value>; allowed: <what>". Numbers are checked here and nowhere else."""
+"""How bad input is refused: by one line, "X is <value>; allowed: <what>". The numbers of samplers,
+preconditionings, denoisers and guidance are checked here."""
 
 import numbers
 from collections.abc import Callable

@@ -295,10 +295,9 @@ class Engine:
         every = math.ceil(len(job.positions) / self.batch_size)
         if not (batches is None or isinstance(batches, Iterable)):
             raise ValueError(f"batches is {batches!r}; allowed: numbers of batches, 0 to {every - 1}, or None")
-        listed: Iterable[object] = batches if isinstance(batches, Sized) else ()
+        listed: Iterable[int] = batches if isinstance(batches, Sized) else ()
         for number in listed:
-            if not (isinstance(number, int) and 0 <= number < every):
-                raise ValueError(f"batches contains {number!r}; allowed: 0 to {every - 1}")
+            job.places(number, self.batch_size)
         return range(every) if batches is None else batches
 
     def _floats(self, x: Tensor) -> Tensor:

@@ -123,14 +123,15 @@ class Job:
         )
 
     def batch(self, number: int, size: int) -> "Job":
-        """One of the jobs of ``size`` samples, the last one of fewer, that this one is cut into.
+        """One of the jobs of ``size`` samples, the last one of fewer, that this one is cut into; see `places`."""
+        return self.take(self.places(number, size))
 
-        Raises ValueError for a number that none of them has.
-        """
+    def places(self, number: int, size: int) -> range:
+        """Where the samples of that one stand in this job. Raises ValueError for a number that none of them has."""
         every = math.ceil(len(self.positions) / size)
         if not (isinstance(number, int) and 0 <= number < every):
             raise ValueError(f"batches contains {number!r}; allowed: 0 to {every - 1}")
-        return self.take(range(number * size, min((number + 1) * size, len(self.positions))))
+        return range(number * size, min((number + 1) * size, len(self.positions)))
 
     def noise_on(self, device: torch.device) -> Noise:
         """Latents and churn noise of all samples, on ``device``."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from . import discrete
 from .allowed import check_integers, check_numbers, is_number, require
 
-_MOST_LEVELS = 100_000  # of discrete time: a checkpoint's config may ask for any number, and each is computed
+MOST_LEVELS = 100_000  # of discrete time: a checkpoint's config may ask for any number, and each is computed
 
 
 class Coefficients(NamedTuple):
@@ -156,7 +156,7 @@ class IDDPM(Preconditioning):
 
     def __post_init__(self) -> None:
         check_numbers(self, "C_1 C_2", "a number above 0 and finite", lambda v: 0 < v < math.inf)
-        check_integers(self, "M", 2, _MOST_LEVELS)
+        check_integers(self, "M", 2, MOST_LEVELS)
 
     @property
     def sigma_min(self) -> float:  # type: ignore[override]
@@ -218,7 +218,7 @@ class Discrete(Preconditioning):
         known = self.prediction in ("epsilon", "v", "sample")
         require("prediction", self.prediction, known, "'epsilon', 'v', 'sample'")
         require("zero_snr", self.zero_snr, isinstance(self.zero_snr, bool), "True, False")
-        check_integers(self, "T", 2, _MOST_LEVELS)
+        check_integers(self, "T", 2, MOST_LEVELS)
         check_numbers(self, "scale", "a number above 0, up to 1", lambda v: 0 < v <= 1)
         if self.betas is not None:
             require("betas", self.betas, isinstance(self.betas, Iterable), f"T = {self.T} numbers between 0 and 1")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..networks.layers import Conv2d, GroupNorm
+from ..preconditioning import MOST_LEVELS
 from .storage import StoredTensor
 
 _LONGEST_LIST = 64
-_MOST_LEVELS = 100_000  # of discrete time: a table of T or M levels is computed, however small the file is
 _COUNTS = frozenset(["img_resolution", "img_channels", "label_dim", "augment_dim", "model_channels", "num_blocks"]) | {
     "channel_mult_emb",
     "channel_mult_noise",
@@ -78,8 +78,8 @@ def _check_config(config: Mapping[str, Any], tensors: int) -> None:
             raise ValueError(f"{name} in its config is negative")
         _check_kind(name, value)
     for name in ("T", "M"):
-        if config.get(name, 1) > _MOST_LEVELS:
-            raise ValueError(f"{name} in its config is {config[name]}; allowed: at most {_MOST_LEVELS} noise levels")
+        if config.get(name, 1) > MOST_LEVELS:
+            raise ValueError(f"{name} in its config is {config[name]}; allowed: at most {MOST_LEVELS} noise levels")
     layers = max(config.get("num_blocks", 1), 1) * len(config.get("channel_mult", [1]))
     if layers > tensors:
         raise ValueError(f"num_blocks and channel_mult in its config do not fit {tensors} tensors")
