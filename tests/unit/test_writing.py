@@ -85,7 +85,7 @@ def test_ctrl_c_leaves_whole_files_and_a_job_that_goes_on(tmp_path):
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, told
     assert told.splitlines()[-1] == "interrupted"
     there = sorted(path.name for path in tmp_path.glob("*.png"))
     assert 8 <= len(there) < 200
