@@ -1,7 +1,8 @@
 """A CUDA device that is none, for machines without one: the code that queues, captures and copies runs as it is.
 
-Its tensors say they are on ``cuda:0`` and compute on the CPU (`tensors`). Streams, events and graphs are `torch_cuda`'s,
-in torch.cuda's place; work is done at once, and vector clocks find what a device could do in another order (`clocks`).
+Its tensors say they are on ``cuda:0`` and compute on the CPU (`tensors`). Streams, events and graphs are those of
+`torch_cuda`, in torch.cuda's place; work is done at once, and vector clocks find what a device could do in another
+order (`clocks`).
 Triton's kernels run in its interpreter, the CUDA ones as the C++ backend (`launches`).
 
     python -m pytest -p tests.pretend.plugin tests/gpu

@@ -31,7 +31,7 @@ def join(mine: Clock, other: Clock) -> None:
 
 @dataclass(eq=False)
 class Memory:
-    """One allocation of a stream: who wrote it last, who has read it since, and for whom it was kept (record_stream)."""
+    """One allocation of a stream: who wrote it last, who has read it since, and for whom record_stream kept it."""
 
     device: Device
     stream: int
@@ -55,7 +55,7 @@ class Memory:
         self.write, self.reads = (stream, clock[stream]), {}
 
     def __del__(self) -> None:
-        """torch gives it to the next who asks on its stream; pinned memory it keeps until the device is done with it."""
+        """torch gives it to the next who asks on its stream; it keeps pinned memory until the device is done."""
         if self.stream == HOST:
             return
         users = dict(self.reads)

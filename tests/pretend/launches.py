@@ -1,4 +1,4 @@
-"""Launches that are no operations of torch: Triton's kernels in its interpreter, and those of csrc as the C++ backend's."""
+"""Launches that are no operations of torch: Triton's kernels, in its interpreter, and csrc's, as the C++ backend."""
 
 from __future__ import annotations
 

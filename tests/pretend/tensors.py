@@ -86,7 +86,10 @@ def perform(func: Any, args: Any, kwargs: Any) -> Any:
         raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got cpu and cuda:0")
     if name == "cudnn_convolution":
         (x, weight, padding, stride, dilation, groups), kwargs = args[:6], {}
-        func, args = torch.ops.aten.convolution.default, (x, weight, None, stride, padding, dilation, False, [0, 0], groups)
+        func, args = (
+            torch.ops.aten.convolution.default,
+            (x, weight, None, stride, padding, dilation, False, [0, 0], groups),
+        )
     if not _waits(name, args, kwargs, tensors, on_device):
         return _run(func, args, kwargs, on_device)
     device.require_waiting(name)
