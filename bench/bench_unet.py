@@ -67,7 +67,7 @@ def operations(call: Call, device: torch.device) -> int:
     """Operations of one evaluation that do something: no views, no allocations; on CUDA, launches."""
     if device.type == "cuda":
         return launches(call, device)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         call()
     top = [event for event in profile.events() if event.cpu_parent is None]
     idle = ("view", "reshape", "expand", "permute", "transpose", "slice", "select", "chunk", "split", "unbind",

@@ -74,7 +74,7 @@ def copy_call(size: int, device: torch.device, threads: int | None = None) -> tu
 
 def launches(call: Callable[[], object], device: torch.device) -> int:
     """What a call asks of the device: CUDA kernels, copies and fills, as its profiler counts them."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         call()
         torch.cuda.synchronize(device)
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())

@@ -64,7 +64,7 @@ def from_torch(work: Callable[[], object], device: torch.device) -> Timeline:
     """Do the work under torch.profiler. On a CPU its outermost operations stand in for kernels."""
     cuda = device.type == "cuda"
     kind = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[kind]) as profile:
+    with torch.profiler.profile(activities=[kind], acc_events=True) as profile:
         started = time.perf_counter_ns()
         work()
         if cuda:

@@ -165,7 +165,7 @@ def test_an_engine_without_one_of_its_waits_is_found_out(monkeypatch, what):
 class Profile:
     """torch.profiler.profile of the device: an event of a microsecond for everything it does."""
 
-    def __init__(self, activities):
+    def __init__(self, activities, acc_events):
         assert activities == [torch.profiler.ProfilerActivity.CUDA]
         self.found = []
 

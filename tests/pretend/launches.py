@@ -44,7 +44,7 @@ def _launch(kernel: Callable[..., Any], args: Any, kwargs: Any) -> None:
     host_args, host_kwargs = unwrap((args, kwargs))
 
     def call() -> None:
-        with _disable_current_modes(), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        with _disable_current_modes(), warnings.catch_warnings(action="ignore"):
             kernel(*host_args, **host_kwargs)
 
     if device.capturing is not None:

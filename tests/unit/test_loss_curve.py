@@ -71,6 +71,7 @@ def data(tmp_path):
 
 
 def test_loss_curve_from_the_command_line(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="figures need matplotlib (extra figures)")
     out, picture = tmp_path / "curve.json", tmp_path / "curve.png"
     given = ["--data", data(tmp_path), "--sigmas", 3, "--json", out, "--plot", picture]
     assert run(monkeypatch, "loss-curve", "--images", 8, *given) == 0
