@@ -1,23 +1,13 @@
 """Triton kernels compiled ahead of time, without a GPU, as a launch asks: constants, alignments, options."""
 
-import inspect
 import re
 import subprocess
 from collections import Counter
 from pathlib import Path
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-NAMES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.int64: "i64",
-}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -44,30 +34,33 @@ def launches(monkeypatch, modules, call):
     return {name: recorder for name, recorder in recorders.items() if hasattr(recorder, "args")}
 
 
+class Driver:
+    """Of a device of compute capability ``sm`` that is not there: what Triton asks before it compiles."""
+
+    def __init__(self, sm):
+        self.sm = sm
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.sm, 32)
+
+    def get_current_device(self):
+        return self.sm  # a kernel keeps what it compiled by device
+
+    def get_current_stream(self, device):
+        return 0
+
+
 def compiled(kernel, launch, sm, cache):
-    """The kernel specialised as a launch would: 1 becomes a constant, multiples of 16 are known as such."""
-    names = kernel.arg_names
-    options = {name: value for name, value in launch.kwargs.items() if name not in names}
-    given = inspect.signature(kernel.fn).bind(
-        *launch.args, **{n: launch.kwargs[n] for n in launch.kwargs if n in names}
-    )
-    signature, constants, attributes = {}, {}, {}
-    for index, (name, value) in enumerate(given.arguments.items()):
-        parameter = kernel.params[index]
-        if isinstance(value, torch.Tensor):
-            signature[name] = f"*{NAMES[value.dtype]}"
-            aligned = value.data_ptr() % 16 == 0
-        elif parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
-            signature[name], constants[(index,)], aligned = "constexpr", value, False
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            aligned = value % 16 == 0 and not parameter.do_not_specialize
-        if aligned:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    """What the launch would compile there, specialised for its arguments and options by Triton itself."""
+    driver = triton.runtime.driver
+    before = driver._active  # to ask for driver.active would look for a device
     with triton.knobs.cache.scope():
         triton.knobs.cache.dir = str(cache)
-        return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+        driver.set_active(Driver(sm))
+        try:
+            return kernel.run(*launch.args, grid=launch.grid, warmup=True, **launch.kwargs)
+        finally:
+            driver._active = before
 
 
 def accesses(ptx):
