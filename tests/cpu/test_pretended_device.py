@@ -39,7 +39,7 @@ def test_graphs(which):
 
 
 def test_noise_and_the_fused_step():
-    which = "cuda and (unaligned or test_normal or draw_for_each or many_normals or capture or current_stream)"
+    which = "TestTritonParts or cuda and (unaligned or normal or draw_for_each or capture or current_stream)"
     assert " passed" in run("tests/gpu/test_noise.py", "tests/gpu/test_advance.py", "-k", which)
 
 

@@ -47,7 +47,7 @@ def test_a_failed_launch_is_an_error_with_the_reason():
 class TestTritonParts:
     """What is inside the Triton kernel, on the device; the same parts as in the interpreter's tests."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def interpreted(self):
         pytest.importorskip("triton", reason="Triton is not installed")
         from tests.unit import interpreted
