@@ -149,7 +149,7 @@ def test_of_a_gpu_only_its_own_work_counts(monkeypatch):
         event("cudaGraphLaunch", 0.0, 1.0, "CPU"),
     ]
     profile = nullcontext(SimpleNamespace(events=lambda: events))
-    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities, acc_events: profile)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     timeline = from_torch(lambda: None, torch.device("cuda", 0))
     assert timeline.source == "torch.profiler, CUDA"
