@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .allowed import integer
 from .files import atomic_path, write_bytes
 
 _MODES = ("1", "L", "P", "RGB")  # Pillow's, of which every pixel is 8 bits of gray or of each color, and no more
@@ -116,10 +117,9 @@ def save_grid(
         raise ValueError(f"images has shape {list(images.shape)}; allowed: [N, 1 or 3, H, W], N from 1")
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"labels has {len(labels)} entries; allowed: one an image ({len(images)})")
-    if not (type(scale) is int and scale >= 1):
-        raise ValueError(f"scale is {scale!r}; allowed: an integer from 1")
-    if not (columns is None or (type(columns) is int and columns >= 1)):
-        raise ValueError(f"columns is {columns!r}; allowed: an integer from 1, or None")
+    scale = integer("scale", scale, 1)
+    if columns is not None:
+        columns = integer("columns", columns, 1)
     columns = min(columns or int(np.ceil(np.sqrt(len(images)))), len(images))
     rows = -(-len(images) // columns)
     height, width = images.shape[2] * scale, images.shape[3] * scale

@@ -89,4 +89,10 @@ def load(name: str | Path, *, device: torch.device | str = "cpu", config: Mappin
     raise ValueError(f"{path} is none of: {', '.join(kind.name for kind in FORMATS)}")
 
 
-save = Denoiser.save
+def save(
+    denoiser: Denoiser, path: str | Path, *, dtype: torch.dtype = torch.float32, notes: Mapping[str, str] | None = None
+) -> None:
+    """`Denoiser.save`. Raises ValueError for what is no denoiser, too."""
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(f"denoiser is a {type(denoiser).__name__}; allowed: an engine.Denoiser")
+    denoiser.save(path, dtype=dtype, notes=notes)

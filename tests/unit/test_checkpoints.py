@@ -76,3 +76,5 @@ def test_errors(denoiser, tmp_path):
         engine.load(junk, config=[1])
     with pytest.raises(ValueError, match="denoiser has no config"):
         engine.save(engine.Denoiser(denoiser.model, denoiser.preconditioning), junk)
+    with pytest.raises(ValueError, match=r"^denoiser is a PosixPath; allowed: an engine.Denoiser"):
+        engine.save(junk, denoiser)
