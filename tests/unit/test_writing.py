@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -79,7 +80,9 @@ def test_a_job_written_beside_is_the_job(monkeypatch, tmp_path, format):
 def test_ctrl_c_leaves_whole_files_and_a_job_that_goes_on(tmp_path):
     command = [sys.executable, "-m", "engine", "sample", "--model", "fashion-mnist", "--seeds", "0-199", "--steps", "3"]
     command += ["--batch", "4", "--threads", "1", "--out", str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # Where the tests run in a shell's background, what they start would ignore Ctrl-C.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
         deadline = time.monotonic() + 60
         while len(list(tmp_path.glob("*.png"))) < 8 and time.monotonic() < deadline:
             time.sleep(0.02)
