@@ -8,7 +8,7 @@ from torch import nn
 from .denoiser import Denoiser
 from .networks import DhariwalUNet, SongUNet, native_ops, triton_ops
 from .networks.block import Columns, UNetBlock, gather_affines
-from .networks.layers import Conv2d, GroupNorm, Linear
+from .networks.layers import Conv2d, GroupNorm, Linear, PositionalEmbedding
 from .networks.ops import TORCH, Ops
 from .networks.precision import cast_network, is_cast
 from .warn import warn_caller
@@ -67,6 +67,8 @@ def _specialise(network: nn.Module, device: torch.device) -> None:
             module.ops = chosen
         if isinstance(module, Conv2d):
             module.packed = {}
+        if isinstance(module, PositionalEmbedding):
+            module.held = module.frequencies(device)
         if isinstance(module, UNetBlock) and module.num_heads:
             module.sort_qkv()
         # Not weights in half precision: to scale them would round them again.

@@ -139,28 +139,46 @@ class GroupNorm(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
-    """Sinusoids of c_noise at geometrically spaced frequencies (Vaswani et al. 2017): [B] -> [B, num_channels]."""
+    """Sinusoids of c_noise at geometrically spaced frequencies (Vaswani et al. 2017): [B] -> [B, num_channels];
+    cosines first, or sines.
+    """
 
-    def __init__(self, num_channels: int, max_positions: int = 10000, endpoint: bool = False) -> None:
+    held: Tensor | None = None  # the frequencies, once an engine has prepared the network
+
+    def __init__(
+        self, num_channels: int, max_positions: int = 10000, endpoint: bool = False, sin_first: bool = False
+    ) -> None:
         super().__init__()
         self.num_channels, self.max_positions, self.endpoint = num_channels, max_positions, endpoint
+        self.sin_first = sin_first
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """float32 [num_channels / 2]."""
+        half = self.num_channels // 2
+        freqs = torch.arange(half, dtype=torch.float32, device=device) / (half - (1 if self.endpoint else 0))
+        return (1 / self.max_positions) ** freqs
 
     def forward(self, x: Tensor) -> Tensor:
-        half = self.num_channels // 2
-        freqs = torch.arange(half, dtype=torch.float32, device=x.device) / (half - (1 if self.endpoint else 0))
-        angle = x.ger(((1 / self.max_positions) ** freqs).to(x.dtype))
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
+        freqs = self.frequencies(x.device) if self.held is None else self.held
+        return _sinusoids(x.ger(freqs.to(x.dtype)), self.sin_first)
 
 
 class FourierEmbedding(nn.Module):
-    """Random Fourier features of c_noise (Tancik et al. 2020, as in NCSN++): [B] -> [B, num_channels]."""
+    """Random Fourier features of c_noise (Tancik et al. 2020, as in NCSN++): [B] -> [B, num_channels]; cosines first,
+    or sines.
+    """
 
     freqs: Tensor
 
-    def __init__(self, num_channels: int, scale: float = 16) -> None:
+    def __init__(self, num_channels: int, scale: float = 16, sin_first: bool = False) -> None:
         super().__init__()
         self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
+        self.sin_first = sin_first
 
     def forward(self, x: Tensor) -> Tensor:
-        angle = x.ger((2 * np.pi * self.freqs).to(x.dtype))
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
+        return _sinusoids(x.ger((2 * np.pi * self.freqs).to(x.dtype)), self.sin_first)
+
+
+def _sinusoids(angle: Tensor, sin_first: bool) -> Tensor:
+    both = (angle.sin(), angle.cos()) if sin_first else (angle.cos(), angle.sin())
+    return torch.cat(both, dim=1)

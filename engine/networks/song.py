@@ -71,9 +71,9 @@ class SongUNet(nn.Module):
         self._num_blocks, self._attn_resolutions = num_blocks, frozenset(attn_resolutions)
 
         self.map_noise = (
-            PositionalEmbedding(noise_channels, endpoint=True)
+            PositionalEmbedding(noise_channels, endpoint=True, sin_first=True)
             if embedding_type == "positional"
-            else FourierEmbedding(noise_channels)
+            else FourierEmbedding(noise_channels, sin_first=True)
         )
         self.map_label = Linear(label_dim, noise_channels, init=init) if label_dim else None
         self.map_augment = Linear(augment_dim, noise_channels, bias=False, init=init) if augment_dim else None
@@ -149,7 +149,6 @@ class SongUNet(nn.Module):
         """What conditions the blocks, in the linear layers' dtype (float32): [B, emb_channels], or all their affine
         layers' results side by side once these are gathered."""
         emb = self.map_noise(noise_labels).to(self.map_layer0.weight.dtype)
-        emb = emb.reshape(emb.shape[0], 2, -1).flip(1).reshape(emb.shape)  # published order: sin before cos
         if self.map_label is not None:
             if class_labels is None:
                 raise ValueError("class_labels is None; a network with label_dim > 0 needs [B, label_dim]")

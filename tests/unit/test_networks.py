@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.networks import DhariwalUNet, SongUNet, ops
-from engine.networks.layers import Conv2d, Linear
+from engine.networks.layers import Conv2d, FourierEmbedding, Linear, PositionalEmbedding
 from engine.networks.precision import cast_network
 
 CIFAR = {"model_channels": 128, "channel_mult": [2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]}
@@ -108,6 +108,18 @@ def test_label_and_option_errors():
         SongUNet(16, 1, 1, label_dim=4, **TINY)(torch.zeros(1, 1, 16, 16), torch.zeros(1))
     with pytest.raises(ValueError, match="encoder_type is 'dense'; allowed: standard, skip, residual"):
         SongUNet(16, 1, 1, encoder_type="dense")
+
+
+@pytest.mark.parametrize("kind", [PositionalEmbedding, FourierEmbedding])
+def test_sinusoids_of_the_noise_level_in_either_order(kind):
+    cosines_first, sines_first = kind(16), kind(16, sin_first=True)
+    sines_first.load_state_dict(cosines_first.state_dict())
+    x = torch.linspace(-1.5, 1.1, 5)
+    published = cosines_first(x).reshape(5, 2, 8)
+    assert torch.equal(sines_first(x).reshape(5, 2, 8), published.flip(1))
+    assert (published.square().sum(1) - 1).abs().max() < 1e-6
+    if kind is PositionalEmbedding:
+        assert torch.equal(published[:, 0], torch.stack([(x * 10000 ** (-i / 8)).cos() for i in range(8)], 1).float())
 
 
 def test_attention_is_the_published_formula():
