@@ -55,7 +55,7 @@ gpu-build:
 test-gpu: gpu-build
 	$(PYTHON) -c "import sys, torch; from engine import _native; \
 	    sys.exit(None if torch.cuda.is_available() and _native.cuda_built else 'test-gpu needs a CUDA device and nvcc')"
-	# Triton compiles hundreds of specialisations, a process a core; graphs are alone, for they measure the device's memory.
+	# Triton compiles hundreds of specialisations, eight processes; graphs are alone, for they measure the device's memory.
 	$(PYTHON) -m pytest -n 8 -m "slow or not slow" tests/gpu --ignore tests/gpu/test_graphs.py
 	$(PYTHON) -m pytest -m "slow or not slow" tests/gpu/test_graphs.py
 	$(PYTHON) -m pytest -n auto tests/cpu tests/unit/test_advance.py tests/unit/test_cuda_source.py tests/unit/test_triton_ptx.py \

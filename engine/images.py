@@ -1,6 +1,7 @@
 """Images out of tensors: bytes, PNG files, labelled grids."""
 
 import io
+import numbers
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .allowed import integer
+from .allowed import integer, is_number, require
 from .files import atomic_path, write_bytes
 
 _MODES = ("1", "L", "P", "RGB")  # Pillow's, of which every pixel is 8 bits of gray or of each color, and no more
@@ -118,8 +119,8 @@ def save_grid(
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"labels has {len(labels)} entries; allowed: one an image ({len(images)})")
     scale = integer("scale", scale, 1)
-    if columns is not None:
-        columns = integer("columns", columns, 1)
+    ok = columns is None or (is_number(columns, numbers.Integral) and columns >= 1)
+    require("columns", columns, ok, "an integer from 1, or None")
     columns = min(columns or int(np.ceil(np.sqrt(len(images)))), len(images))
     rows = -(-len(images) // columns)
     height, width = images.shape[2] * scale, images.shape[3] * scale

@@ -111,7 +111,7 @@ def _sum(row, FIRST: tl.constexpr, SLOTS: tl.constexpr, x, D, slot_0, slot_1, sl
     any_term = tl.load(row + FIRST) != 0
     for j in tl.static_range(1, 2 + SLOTS):
         any_term |= tl.load(row + FIRST + j) != 0
-    # By its bits: to Triton 3.6 the literal -0.0 is +0.0.
+    # -0.0 by its bit pattern: Triton 3.6 compiles the literal as +0.0.
     total = tl.where(any_term, -0x80000000, 0).to(tl.float32, bitcast=True).to(x.dtype)
     total = _add(total, row, FIRST, x)
     total = _add(total, row, FIRST + 1, D)

@@ -1,5 +1,5 @@
-"""The tests of a CUDA device on a pretended one (tests/pretend), in a process of its own that has torch.cuda replaced:
-the engine's streams, events, graphs and copies, with every two accesses to memory ordered.
+"""A selection of the tests of a CUDA device on a pretended one (tests/pretend), in a process of its own that has
+torch.cuda replaced: the engine's streams, events, graphs and copies. All of them in the slow tests.
 """
 
 import os
@@ -13,7 +13,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 # A churned plan with and without guidance, and whatever is not the same again for another plan, dtype or network.
-_QUICK = ["replay and Le1 and (none or rescaled)", "not (replay or backends_and or shipped or growth)"]
+_QUICK = ["replay and churned and (none or rescaled)", "not (replay or backends_and or shipped or growth)"]
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++"),

@@ -49,7 +49,11 @@ def labels(count):
 
 @pytest.mark.parametrize("graph", ["loop", "step"])
 @pytest.mark.parametrize("guidance", GUIDANCES)
-@pytest.mark.parametrize("sampler", [DETERMINISTIC, CHURNED, MULTISTEP, ANCESTRAL], ids=lambda s: str(s)[:20])
+@pytest.mark.parametrize(
+    "sampler",
+    [DETERMINISTIC, CHURNED, MULTISTEP, ANCESTRAL],
+    ids=["deterministic", "churned", "multistep", "ancestral"],
+)
 def test_a_replay_equals_eager_equals_the_reference(graph, guidance, sampler):
     options = {"sampler": sampler, "guidance": GUIDANCES[guidance]}
     captured, eager = make(graph, **options), make("off", **options)

@@ -7,6 +7,8 @@ Triton's kernels run in its interpreter, the CUDA ones as the C++ backend (`laun
 
     python -m pytest -p tests.pretend.plugin tests/gpu
 
-What it shows: mixed devices, waits where there must be none, work that nothing orders, memory that is let go too early,
-graphs that read what is no longer there. What it cannot: CUDA's own limits and errors, nvcc's code, time.
+What it shows: mixed devices, waits where there must be none, work that nothing orders, memory that is let go while a
+stream may use it. What it cannot: CUDA's own limits and errors, nvcc's code, time; gradients, torch.compile, other
+processes; memory that graphs of one pool share, or that is let go between a capture and its replay; a host thread that
+relies on another one's waiting.
 """

@@ -57,6 +57,14 @@ def test_the_host_must_wait_for_what_arrives():
         host + 1
     torch.cuda.synchronize()
     assert (host + 1).tolist() == [2, 2, 2]
+    host.copy_(x, non_blocking=True)
+    with pytest.raises(Race, match="reads what stream 0 may still write"):
+        host.tolist()
+    torch.cuda.synchronize()
+    x.copy_(host, non_blocking=True)
+    with pytest.raises(Race, match="writes what stream 0 may still read"):
+        host.zero_()
+    torch.cuda.synchronize()
 
 
 def test_memory_is_kept_for_the_streams_that_use_it():

@@ -136,8 +136,13 @@ class Device:
 
     def at(self, addresses: Iterable[int]) -> list[Memory]:
         """What lies there."""
-        wanted = [address for address in addresses if address]
-        return [m for m in self._alive() if any(m.start <= address < m.start + m.size for address in wanted)]
+        alive, found = self._alive(), []
+        for address in filter(None, addresses):
+            there = [m for m in alive if m.start <= address < m.start + m.size]
+            if not there:
+                raise RuntimeError(f"CUDA error: an illegal memory access, {address:#x}")
+            found += there
+        return found
 
     def pin(self, t: Tensor) -> Tensor:
         """A copy in pinned memory."""
@@ -150,12 +155,12 @@ class Device:
     def is_pinned(self, t: Tensor) -> bool:
         return t.untyped_storage().data_ptr() in self.pinned
 
-    def host_reads(self, tensors: Iterable[Tensor]) -> None:
-        """Of pinned memory, only what has arrived. Raises `Race`."""
+    def host_access(self, tensors: Iterable[Tensor], writes: bool) -> None:
+        """Of pinned memory, only what the device is done with. Raises `Race`."""
         if self.pinned:
             for memory in (self.behind(t) for t in tensors if t.device.type == "cpu" and type(t) is Tensor):
                 if memory is not None:
-                    memory.access(HOST, self.clocks[HOST], False)
+                    memory.access(HOST, self.clocks[HOST], writes)
 
     def require_waiting(self, what: str) -> None:
         """Raises RuntimeError where the host must not wait."""

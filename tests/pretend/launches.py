@@ -40,21 +40,26 @@ def _widened(interpreter: Any, handle: Any) -> Any:
 
 def _launch(kernel: Callable[..., Any], args: Any, kwargs: Any) -> None:
     """Which tensors a kernel writes is seen from their numbers."""
-    given, device = [t for t in tensors_in((args, kwargs)) if isinstance(t, OnDevice)], Device.it
+    given, device = tensors_in((args, kwargs)), Device.it
+    if not all(isinstance(t, OnDevice) for t in given):
+        raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
     host_args, host_kwargs = unwrap((args, kwargs))
 
     def call() -> None:
         with _disable_current_modes(), warnings.catch_warnings(action="ignore"):
             kernel(*host_args, **host_kwargs)
 
-    if device.capturing is not None:
-        device.capturing.append(Recorded(call, [], given, []))
-        return
-    with _disable_current_modes():
-        before = [t.host.clone() for t in given]
-        call()
-        changed = [t for t, old in zip(given, before, strict=True) if not _same(t.host, old)]
-    device.access(given, changed)
+    def launch() -> None:
+        with _disable_current_modes():
+            before = [t.host.clone() for t in given]
+            call()
+            changed = [t for t, old in zip(given, before, strict=True) if not _same(t.host, old)]
+        device.access(given, changed)
+
+    if device.capturing is None:
+        launch()
+    else:
+        device.capturing.append(Recorded(launch, [], [], []))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

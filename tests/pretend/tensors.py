@@ -76,7 +76,9 @@ def perform(func: Any, args: Any, kwargs: Any) -> Any:
     asked = kwargs.get("device")
     on_device = there if asked is None else torch.device(asked).type == "cuda"
     if not there and not on_device:
-        device.host_reads(tensors)
+        written = tensors_in(_written(func, args, kwargs))
+        device.host_access(written, True)
+        device.host_access([t for t in tensors if all(t is not w for w in written)], False)
         return func(*args, **kwargs)
     if asked is not None:
         if on_device and torch.device(asked).index not in (None, 0):
@@ -116,9 +118,7 @@ def _run(func: Any, args: Any, kwargs: Any, on_device: bool) -> Any:
     device, tensors = Device.it, tensors_in((args, kwargs))
     known = {id(t.host if isinstance(t, OnDevice) else t): t for t in tensors}
     host_args, host_kwargs = unwrap((args, kwargs))
-    given = [a for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    places = [(a.name, func._schema.arguments.index(a)) for a in given]
-    written = [kwargs[name] if name in kwargs else args[at] for name, at in places]
+    written = _written(func, args, kwargs)
     is_view = not written and any(each.alias_info is not None for each in func._schema.returns)
     if device.capturing is None or is_view:
         if not is_view:
@@ -140,6 +140,16 @@ def _run(func: Any, args: Any, kwargs: Any, on_device: bool) -> Any:
         return known[id(t)]
 
     return tree_map(wrap, result)
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The arguments that an operation changes."""
+    named = [
+        (at, each.name)
+        for at, each in enumerate(func._schema.arguments)
+        if each.alias_info is not None and each.alias_info.is_write
+    ]
+    return [kwargs[name] if name in kwargs else args[at] for at, name in named]
 
 
 def _room_for(func: Any, args: Any, kwargs: Any) -> Any:

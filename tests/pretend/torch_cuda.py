@@ -87,10 +87,11 @@ class CUDAGraph:
 
     def replay(self) -> None:
         for each in self.recorded:
-            Device.it.access(each.touched, each.written)
-            for to, made in zip(each.results, tensors_in(each.call()), strict=True):
-                if to is not made:
-                    to.copy_(made)
+            made = [Device.it.memory_of(t) for t in each.results]
+            Device.it.access([*each.touched, *made], [*each.written, *made])
+            for to, found in zip(each.results, tensors_in(each.call()), strict=True):
+                if to is not found:
+                    to.copy_(found)
 
 
 class Here(nullcontext[None]):
@@ -188,5 +189,12 @@ def _replace_tensors() -> None:
             return super().__new__(cls, "cpu")
 
     torch.empty, threading.Thread.run, torch.Generator = pinned_empty, run_pretended, Generator
+    tolist = Tensor.tolist
+
+    def tolist_of_what_arrived(self: Tensor) -> Any:
+        Device.it.host_access([self], False)
+        return tolist(self)
+
+    Tensor.tolist = tolist_of_what_arrived
     Tensor.pin_memory = lambda self, device=None: Device.it.pin(self)
     Tensor.is_pinned = lambda self, device=None: Device.it.is_pinned(self)

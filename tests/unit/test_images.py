@@ -115,8 +115,8 @@ def test_grid_places_images_row_by_row(tmp_path):
         (torch.zeros(2, 1, 4, 4), {"labels": ["a"]}, "labels has 1 entries; allowed: one an image"),
         (torch.zeros(2, 1, 4, 4), {"scale": 0}, "scale is 0; allowed: an integer from 1"),
         (torch.zeros(2, 1, 4, 4), {"scale": 1.5}, "scale is 1.5; allowed: an integer from 1"),
-        (torch.zeros(2, 1, 4, 4), {"columns": 0}, "columns is 0; allowed: an integer from 1"),
-        (torch.zeros(2, 1, 4, 4), {"columns": -1}, "columns is -1; allowed: an integer from 1"),
+        (torch.zeros(2, 1, 4, 4), {"columns": 0}, "columns is 0; allowed: an integer from 1, or None"),
+        (torch.zeros(2, 1, 4, 4), {"columns": -1}, "columns is -1; allowed: an integer from 1, or None"),
         ([torch.zeros(1, 4, 4)], {}, r"images is a list; allowed: a tensor \[N, 1 or 3, H, W\]"),
     ],
 )
