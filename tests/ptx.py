@@ -35,7 +35,7 @@ def launches(monkeypatch, modules, call):
 
 
 class Driver:
-    """Of a device of compute capability ``sm`` that is not there: what Triton asks before it compiles."""
+    """A Triton driver for a device of compute capability ``sm`` that is not there: what is asked before compiling."""
 
     def __init__(self, sm):
         self.sm = sm

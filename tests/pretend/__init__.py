@@ -2,8 +2,7 @@
 
 Its tensors say they are on ``cuda:0`` and compute on the CPU (`tensors`). Streams, events and graphs are those of
 `torch_cuda`, in torch.cuda's place; work is done at once, and vector clocks find what a device could do in another
-order (`clocks`).
-Triton's kernels run in its interpreter, the CUDA ones as the C++ backend (`launches`).
+order (`clocks`). Triton's kernels run in its interpreter, the CUDA ones as the C++ backend (`launches`).
 
     python -m pytest -p tests.pretend.plugin tests/gpu
 

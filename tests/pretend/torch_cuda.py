@@ -162,12 +162,13 @@ def install() -> None:
 
 
 def _register_guard() -> None:
-    """torch's C++ asks a guard which device is current; a build without CUDA has none."""
+    """Build guard.cpp and load it, for the rest of the process."""
     root, source = Path(torch.__file__).parent, Path(__file__).with_name("guard.cpp")
-    library = Path(tempfile.mkdtemp()) / "guard.so"
     flags = ["-std=c++20", "-shared", "-fPIC", f"-I{root}/include", f"-L{root}/lib", "-lc10"]
-    subprocess.run(["g++", source, "-o", library, *flags], check=True)
-    ctypes.CDLL(str(library))
+    with tempfile.TemporaryDirectory() as folder:  # what is loaded stays when its file has gone
+        library = Path(folder) / "guard.so"
+        subprocess.run(["g++", source, "-o", library, *flags], check=True)
+        ctypes.CDLL(str(library))
 
 
 def _replace_tensors() -> None:

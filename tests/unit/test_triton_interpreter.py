@@ -23,10 +23,10 @@ CPU, F64 = torch.device("cpu"), torch.float64
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if triton.knobs.runtime.interpret:
     pytest.skip("Triton's interpreter is on already", allow_module_level=True)
-_OLD = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
+_NUMPY_TOO_NEW = triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
 
 
-@pytest.mark.skipif(_OLD, reason="the interpreter of Triton 3.6 needs NumPy below 2.4")
+@pytest.mark.skipif(_NUMPY_TOO_NEW, reason="the interpreter of Triton 3.6 needs NumPy below 2.4")
 @pytest.mark.parametrize(
     "tests", [["test_advance.py", "-k", "triton"], ["interpreted.py"], ["interpreted_networks.py"]], ids=lambda t: t[0]
 )
