@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .denoiser import Denoiser, network_dtype
+from .modes import own_modes
 from .probe import network_inputs, sigmas_of
 from .warn import warn_caller
 
@@ -43,7 +44,7 @@ def make_batch_invariant(denoiser: Denoiser, batch_size: int) -> None:
     """
     sizes = sorted({batch_size, *(2**k for k in range(batch_size.bit_length()))} - {1})
     inputs = [t for t in network_inputs(denoiser, sigmas_of(denoiser, batch_size)) if t is not None]
-    with torch.no_grad():
+    with own_modes(inputs[0].device):
         alone = {i: denoiser.model(*(t[i : i + 1] for t in inputs)) for i in {p for n in sizes for p in _places(n)}}
         good = tuple(n for n in sizes if _agrees(denoiser.model(*(t[:n] for t in inputs)), alone, n))
     if len(good) < len(sizes):

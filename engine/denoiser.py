@@ -14,6 +14,7 @@ from . import preconditioning as pre
 from . import tensor_file
 from .allowed import integer, is_number, require
 from .networks import DhariwalUNet, SongUNet
+from .networks.block import Columns
 from .preconditioning import Preconditioning, require_preconditioning
 
 _NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
@@ -133,8 +134,11 @@ class Denoiser(nn.Module):
     ) -> None:
         """Write weights in ``dtype`` and config (plus free ``notes``) as one safetensors file, atomically.
 
-        Raises ValueError for a denoiser that was not built by `from_config` or loaded.
+        Raises ValueError for a denoiser that was not built by `from_config` or loaded, or that an engine has prepared.
         """
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype is {dtype!r}; allowed: a floating dtype")
+        require_original(self)
         if self.config is None:
             raise ValueError("denoiser has no config; only one built by Denoiser.from_config or load can be saved")
         metadata = {**(notes or {}), "config": json.dumps(self.config)}
@@ -217,6 +221,12 @@ class Denoiser(nn.Module):
             net_in = torch.cat([net_in, padding], dim=1)
         F = self.call_network(net_in, c_noise, class_labels, **extra)
         return per_sample(c_skip, x) * x + per_sample(c_out, x) * F[:, : x.shape[1]].to(dtype)
+
+
+def require_original(denoiser: Denoiser) -> None:
+    """Raises ValueError for an engine's own denoiser, whose weights are folded and gathered."""
+    if any(isinstance(module, Columns) for module in denoiser.modules()):
+        raise ValueError("denoiser is one that an engine has prepared; allowed: the denoiser it was made of")
 
 
 def _img_shape(given: Any) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .allowed import integer
 from .backends import select
 from .batch_invariant import make_batch_invariant
 from .denoiser import Denoiser
@@ -21,12 +22,13 @@ from .guidance import ClassifierGuidance, Guidance
 from .images import to_uint8
 from .job import Asked, Job, require_known
 from .launch import Finish, Launched, Launcher, buckets_of
+from .modes import own_modes
 from .nonfinite import Mending
 from .options import (
     NETWORK_DTYPES,
     STATE_DTYPES,
     OnNonFinite,
-    require_batch_size,
+    checked_batch_size,
     require_one_of,
     require_output_dtype,
     require_sampler,
@@ -54,7 +56,8 @@ class Engine:
 
     Parameters
     ----------
-    denoiser: `Denoiser`; the engine works on a copy, which shares its tensors if neither dtype nor device changes.
+    denoiser: `Denoiser`; the engine works on a copy; one of a module that is not of this package shares its tensors if
+    neither dtype nor device changes.
     sampler: default of `sample`; ``engine.samplers.edm()`` if None. guidance: default of `sample`, one of
     `engine.guidance`, or None.
     dtype: the network's dtype; None keeps the denoiser's own.
@@ -78,7 +81,7 @@ class Engine:
     operations fused already, and refuse.
     on_nonfinite: what to do when a sample becomes infinite or NaN: "raise" `NonFiniteError`, or "rerun" that sample
     alone with a float32 network (and raise if it happens again, or if the network is no half precision one). That one
-    is made from ``denoiser`` when it is needed, so its module must not have changed since.
+    is made from ``denoiser`` when it is first needed, so its module must not have changed since, and is kept.
 
     Raises ValueError naming the argument, what was given and what is allowed.
     """
@@ -107,7 +110,7 @@ class Engine:
         require_one_of("dtype", dtype or denoiser.dtype, NETWORK_DTYPES)
         require_one_of("state_dtype", state_dtype, STATE_DTYPES)
         require_output_dtype(output_dtype)
-        require_batch_size(batch_size)
+        batch_size = checked_batch_size(batch_size)
         require_one_of("batch_invariant", batch_invariant, (False, True))
         require_one_of("compile", compile, (False, True))
         require_one_of("on_nonfinite", on_nonfinite, get_args(OnNonFinite))
@@ -131,6 +134,7 @@ class Engine:
         self.guidance, self._prepared_guidance = guidance, self._take(guidance)
         self.on_nonfinite = on_nonfinite
         self._source = denoiser  # what a rerun in float32 starts from
+        self._twins: dict[torch.dtype, Engine] = {}
         self._checksum = checksum(self.denoiser).cpu()  # which waits for the weights: other streams may use them now
 
     def sample(
@@ -251,8 +255,7 @@ class Engine:
         return Run(*own, plan, plans, weights, prepared, given, adaptive), job
 
     def _watch(self, run: Run, callback: Callback | None, every: int) -> Watch:
-        if not (type(every) is int and every >= 1):
-            raise ValueError(f"callback_every is {every!r}; allowed: an integer from 1")
+        every = integer("callback_every", every, 1)
         if callback is None:
             return Watch()
         if not callable(callback):
@@ -321,8 +324,7 @@ class Engine:
             watch = replace(watch, tick=bar.update)
             for number in batches:
                 try:
-                    # Images are no tensors of inference mode, where this step may be: mending may write to them later.
-                    with torch.inference_mode(False), torch.no_grad():
+                    with own_modes(self.device):
                         batch = job.batch(number, self.batch_size)
                         under_way.append(self._launcher.launch(run, batch, watch, finish, to_host))
                 except Exception:
@@ -338,15 +340,17 @@ class Engine:
         return launched.job.positions, Mending(self.on_nonfinite, self._twin).images(launched, finish)
 
     def _twin(self, run: Run, dtype: torch.dtype) -> tuple[Launcher, Run]:
-        """What draws sample by sample with a network of its own in ``dtype``, and a run on it."""
-        twin = Engine(
-            self._source,
-            dtype=dtype,
-            state_dtype=self.state_dtype,
-            backend=self.backend.name,
-            device=self.device,
-            batch_invariant=self.batch_invariant,
-            batch_size=1,
-            graph="off",
-        )
+        """What draws sample by sample with a network of its own in ``dtype``, made once, and a run on it."""
+        if dtype not in self._twins:
+            self._twins[dtype] = Engine(
+                self._source,
+                dtype=dtype,
+                state_dtype=self.state_dtype,
+                backend=self.backend.name,
+                device=self.device,
+                batch_invariant=self.batch_invariant,
+                batch_size=1,
+                graph="off",
+            )
+        twin = self._twins[dtype]
         return twin._launcher, replace(run, denoiser=twin.denoiser, guidance=twin._take(run.given))

@@ -6,6 +6,7 @@ import torch
 
 from .denoiser import Denoiser
 from .measure import peak_bytes
+from .modes import own_modes
 from .probe import network_inputs, sigmas_of
 
 LARGEST = 1024  # beyond it nothing gets faster: an evaluation fills any device
@@ -38,6 +39,6 @@ def largest_fitting(cost: Callable[[int], int], free: int, most: int = LARGEST) 
 def _bytes(denoiser: Denoiser, batch: int) -> int:
     """At most alive during an evaluation, and in the sampler's state."""
     inputs = network_inputs(denoiser, sigmas_of(denoiser, batch))
-    with torch.no_grad():
+    with own_modes(inputs[0].device):
         peak = peak_bytes(lambda: denoiser.call_network(*inputs), ())
     return peak + _STATE * inputs[0].numel()

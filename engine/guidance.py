@@ -8,6 +8,7 @@ outside it: rows with guide_G = 0 do not evaluate G at all.
 """
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .allowed import check_integers, is_number
+from .allowed import check_integers, is_number, require
 from .denoiser import Denoiser, per_sample
 from .plan import Plan
 from .state import Level
@@ -140,6 +141,13 @@ class ClassifierFree(Guidance):
     negative: int | None = None
     copies: ClassVar[int] = 2
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.negative is not None:
+            whole = is_number(self.negative, numbers.Integral) and self.negative >= 0
+            require("negative", self.negative, whole, "None, or a class from 0")
+            object.__setattr__(self, "negative", int(self.negative))
+
     @property
     def baked(self) -> Hashable:
         return type(self)  # ``negative`` is in the labels
@@ -149,8 +157,7 @@ class ClassifierFree(Guidance):
         if not dim:
             raise ValueError("guidance is ClassifierFree; allowed for conditional networks, and this one has no labels")
         negative = self.negative
-        if negative is not None and not (type(negative) is int and 0 <= negative < dim):
-            raise ValueError(f"negative is {self.negative!r}; allowed: None, or a class from 0 to {dim - 1}")
+        require("negative", negative, negative is None or negative < dim, f"None, or a class from 0 to {dim - 1}")
         if negative is not None and not denoiser.labels_are_classes:
             raise ValueError(f"negative is {negative}; allowed: None, for a network whose labels are embeddings")
 

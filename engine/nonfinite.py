@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .job import Job
 from .launch import Finish, Launched, Launcher
+from .modes import own_modes
 from .options import OnNonFinite
 from .overflow import first_nonfinite
 from .run import Run, Watch
@@ -27,13 +28,13 @@ class Mending:
     on_nonfinite: OnNonFinite
     twin: Twin
 
-    @torch.no_grad()
     def images(self, launched: Launched, finish: Finish) -> Tensor:
         """A batch's images when they are there; those that did not stay finite drawn again, if that was asked for."""
         bad_row, images = launched.bad_row.wait(), launched.images.wait()
         broken = [sample for sample, row in enumerate(bad_row.tolist()) if row >= 0]
         if broken:
-            images[broken] = self._again(launched, broken, bad_row, finish).to(images.device)
+            with own_modes(launched.run.device):
+                images[broken] = self._again(launched, broken, bad_row, finish).to(images.device)
         return images
 
     def _again(self, launched: Launched, broken: list[int], bad_row: Tensor, finish: Finish) -> Tensor:

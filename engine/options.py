@@ -1,10 +1,12 @@
 """What an engine may be asked for, checked before any work."""
 
+import numbers
 from collections.abc import Sequence
 from typing import Literal, TypedDict, TypeVar
 
 import torch
 
+from .allowed import is_number
 from .graphs import Mode
 from .guidance import Guidance
 from .plan import Sampler
@@ -47,10 +49,14 @@ def require_output_dtype(output_dtype: object) -> None:
         raise ValueError(f"output_dtype is {output_dtype}; allowed: a floating dtype (engine.to_uint8 makes bytes)")
 
 
-def require_batch_size(batch_size: object) -> None:
-    """Raises ValueError for what is neither a size, "auto" nor None."""
-    if not (batch_size is None or batch_size == "auto" or (type(batch_size) is int and batch_size >= 1)):
+def checked_batch_size(batch_size: object) -> int | Literal["auto"] | None:
+    """What was given, a size as Python's own int. Raises ValueError for what is neither a size, "auto" nor None."""
+    if batch_size is None or batch_size == "auto":
+        return batch_size
+    whole = is_number(batch_size, numbers.Integral)
+    if not (whole and batch_size >= 1):  # type: ignore[operator]
         raise ValueError(f"batch_size is {batch_size!r}; allowed: an integer from 1, 'auto', or None")
+    return int(batch_size)  # type: ignore[call-overload]
 
 
 def require_sampler(sampler: object, guidance: Guidance | None, graph: str = "auto") -> None:

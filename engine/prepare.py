@@ -3,11 +3,11 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .denoiser import Denoiser
+from .denoiser import Denoiser, require_original
 from .networks import DhariwalUNet, SongUNet, native_ops, triton_ops
-from .networks.block import Columns, UNetBlock, gather_affines
+from .networks.block import UNetBlock, gather_affines
 from .networks.layers import Conv2d, GroupNorm, Linear, PositionalEmbedding
 from .networks.ops import TORCH, Ops
 from .networks.precision import cast_network, is_cast
@@ -15,21 +15,33 @@ from .warn import warn_caller
 
 
 def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Denoiser:
-    """A copy of the denoiser in eval mode, its layers with the fastest operations; tensors are copied only if they must
-    change."""
+    """A copy of the denoiser in eval mode, its layers with the fastest operations.
+
+    Our own networks are copied whole: some weights are folded and packed, and would be of another time than those
+    beside them if the caller's changed. Tensors of other modules are copied only if they must change.
+    Raises ValueError for a module that cannot be copied.
+    """
     if device.type == "cuda" and dtype == torch.float32 and not is_ours(denoiser.model):
         _warn_of_tf32(denoiser.model)
-    if any(isinstance(module, Columns) for module in denoiser.modules()):
-        raise ValueError("denoiser is one that an engine has prepared; allowed: the denoiser it was made of")
+    require_original(denoiser)
     if is_cast(denoiser.model, dtype) and device == device_of(denoiser):
-        shared = {id(t): t for t in (*denoiser.parameters(), *denoiser.buffers())}
-        prepared = copy.deepcopy(denoiser, shared).eval()
+        own = is_ours(denoiser.model)
+        shared = {} if own else {id(t): t for t in (*denoiser.parameters(), *denoiser.buffers())}
+        prepared = _copy(denoiser, shared).eval()
         _specialise(prepared.model, device)
     else:
-        prepared = copy.deepcopy(denoiser).to(device).eval()
+        prepared = _copy(denoiser, {}).to(device).eval()
         _specialise(prepared.model, device)  # before the cast: weights are scaled in float32
         cast_network(prepared.model, dtype)
     return prepared
+
+
+def _copy(denoiser: Denoiser, memo: dict[int, Tensor]) -> Denoiser:
+    try:
+        return copy.deepcopy(denoiser, memo)
+    except Exception as error:  # of any kind: it is the module's own code
+        reason = f"{type(error).__name__}: {str(error).partition('. ')[0]}"
+        raise ValueError(f"denoiser cannot be copied ({reason}); allowed: modules that copy.deepcopy copies") from error
 
 
 def compile_network(prepared: Denoiser) -> None:

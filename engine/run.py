@@ -87,9 +87,7 @@ class Run:
     def inputs(self, job: Job) -> Inputs:
         """All samples of a job as one batch."""
         table, base_row, guided = self._table(job.positions)
-        rows = (
-            1 << len(self.plan.rows).bit_length()
-        )  # one more than there are, at least: a check may read past the last
+        rows = 1 << len(self.plan.rows).bit_length()  # more than there are: a check may read past the last
         labels = None if job.labels is None else to_device(job.labels, self.device)
         return Inputs(
             Spec(
@@ -101,9 +99,9 @@ class Run:
                 self.guidance.copies if self.guidance else 1,
                 bool(self.guidance and self.guidance.rescale),
             ),
-            torch.tensor(table),
+            torch.tensor(table, device="cpu"),
             rows * (len(job.positions) if self.plans else 1),
-            torch.tensor(base_row, dtype=torch.int64),
+            torch.tensor(base_row, dtype=torch.int64, device="cpu"),
             job.noise_on(self.device),
             self.guidance.labels(labels) if self.guidance else labels,
             job.known_on(self.device),

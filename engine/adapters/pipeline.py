@@ -6,6 +6,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+from ..allowed import integer
 from ..engine import Engine
 from ..guidance import Guidance
 from ..job import Labels, Seeds
@@ -56,6 +57,9 @@ class EnginePipeline(DiffusionPipeline):
         an image. num_inference_steps: of the scheduler's sampler (50 if None), or sampler: another one, with its own
         steps. class_labels, guidance: those of `engine.sample`. output_type: "pil" a list of images, "np" an array
         [N, H, W, C], "pt" a tensor [N, C, H, W]. Raises ValueError for a bad argument before any work.
+
+        Every call prepares the UNet anew, as its modules may have been changed; an `engine.Engine` of
+        `engine.from_diffusers(unet, scheduler)` is prepared once, and on a GPU captured.
         """
         if output_type not in _OUTPUTS:
             raise ValueError(f"output_type is {output_type!r}; allowed: {', '.join(map(repr, _OUTPUTS))}")
@@ -82,7 +86,6 @@ class EnginePipeline(DiffusionPipeline):
 
 
 def _draw_seeds(count: int, generator: torch.Generator | None) -> Tensor:
-    if not (isinstance(count, int) and count >= 1):
-        raise ValueError(f"batch_size is {count!r}; allowed: an integer from 1")
+    count = integer("batch_size", count, 1)
     device = "cpu" if generator is None else generator.device
     return torch.randint(0, 2**63 - 1, [count], generator=generator, device=device)

@@ -183,7 +183,13 @@ class EngineScheduler(SchedulerMixin, ConfigMixin):
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Images at the noise levels of timesteps [B], in the units of a sample of this scheduler."""
+        """Images at the noise levels of timesteps [B], in the units of a sample of this scheduler.
+
+        Raises ValueError for a sampler whose units are others still, the ablation's with scaling.
+        """
+        scaling = (self.config.sampler_options or {}).get("scaling", "none")
+        if scaling != "none":
+            raise ValueError(f"sampler_options has scaling {scaling!r}; allowed, for add_noise: 'none'")
         y = original_samples.to(torch.float64)
         if isinstance(self.preconditioning, Discrete):
             sigma = self.preconditioning.levels().to(y.device)[timesteps.to(y.device, torch.int64)]

@@ -8,20 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..allowed import integer
 from ..denoiser import Denoiser
-from ..networks.layers import Conv2d, GroupNorm
+from ..networks.layers import Conv2d
+from ..networks.sizes import require_sizes
 from ..preconditioning import MOST_LEVELS
 from .storage import StoredTensor
 
 _LONGEST_LIST = 64
-_COUNTS = frozenset(["img_resolution", "img_channels", "label_dim", "augment_dim", "model_channels", "num_blocks"]) | {
-    "channel_mult_emb",
-    "channel_mult_noise",
-    "T",
-    "M",
-}
-_LISTS = frozenset(["channel_mult", "attn_resolutions", "resample_filter"])
-_NUMBERS = frozenset(["dropout", "label_dropout"])
 _UNFIT = (TypeError, AttributeError, ArithmeticError, LookupError, RuntimeError)
 
 
@@ -76,32 +70,16 @@ def _check_config(config: Mapping[str, Any], tensors: int) -> None:
             raise ValueError(f"{name} in its config is not a number, a string or a short list of them")
         if any(isinstance(item, int) and item < 0 for item in items):
             raise ValueError(f"{name} in its config is negative")
-        _check_kind(name, value)
+    require_sizes(config)
     for name in ("T", "M"):
-        if config.get(name, 1) > MOST_LEVELS:
-            raise ValueError(f"{name} in its config is {config[name]}; allowed: at most {MOST_LEVELS} noise levels")
+        integer(name, config.get(name, 1), 1, MOST_LEVELS)
     layers = max(config.get("num_blocks", 1), 1) * len(config.get("channel_mult", [1]))
     if layers > tensors:
         raise ValueError(f"num_blocks and channel_mult in its config do not fit {tensors} tensors")
 
 
-def _check_kind(name: str, value: object) -> None:
-    """What is counted is an integer, what stands for several levels a list of them."""
-    if name in _COUNTS and not isinstance(value, int):
-        raise ValueError(f"{name} in its config is {value!r}; allowed: an integer")
-    if name in _LISTS and not (isinstance(value, list | tuple) and all(isinstance(item, int) for item in value)):
-        raise ValueError(f"{name} in its config is {value!r}; allowed: a list of integers")
-    if name in _NUMBERS and not isinstance(value, int | float):
-        raise ValueError(f"{name} in its config is {value!r}; allowed: a number")
-
-
 def _check_evaluation(denoiser: Denoiser) -> None:
-    """One evaluation without data: channels that make no groups, or sizes that cannot be halved, are found here and not
-    when images are drawn."""
-    for norm in denoiser.modules():
-        if isinstance(norm, GroupNorm) and (not norm.num_groups or len(norm.weight) % norm.num_groups):
-            channels = f"its config makes a layer of {len(norm.weight)} channels"
-            raise ValueError(f"{channels}; allowed: those that make up to 32 equal groups of 4 or more")
+    """One evaluation without data: sizes that cannot be halved are found here and not when images are drawn."""
     x = torch.empty(1, *denoiser.img_shape, device="meta")
     labels = torch.empty(1, denoiser.label_dim, device="meta") if denoiser.label_dim else None
     try:

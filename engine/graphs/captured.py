@@ -1,5 +1,6 @@
 """The captured loop: batches of one signature share buffers and a graph; the graphs that were used last are kept."""
 
+import numbers
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import loop
+from ..allowed import is_number, require
 from ..backends import Backend
 from ..batch import Buffers, Inputs
 from ..preview import denoised
@@ -234,8 +236,8 @@ def open_captured(mode: str, device: torch.device, backend: Backend, budget: int
     be, with the reason."""
     if mode not in MODES:
         raise ValueError(f"graph is {mode!r}; allowed: {', '.join(MODES)}")
-    if budget is not None and not (type(budget) is int and budget >= 0):
-        raise ValueError(f"graph_memory is {budget!r}; allowed: a number of bytes, or None")
+    whole = budget is None or (is_number(budget, numbers.Integral) and budget >= 0)
+    require("graph_memory", budget, whole, "a number of bytes, or None")
     if budget is not None and mode == "off":
         raise ValueError(f"graph_memory is {budget}; allowed: None, with graph='off'")
     reasons = []

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .block import BlockStyle, UNetBlock
 from .layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding
+from .sizes import require_sizes
 
 
 class DhariwalUNet(nn.Module):
@@ -29,6 +30,7 @@ class DhariwalUNet(nn.Module):
         dropout: float = 0.10,
         label_dropout: float = 0.0,
     ) -> None:
+        require_sizes(locals())
         super().__init__()
         self.img_resolution, self.in_channels, self.out_channels = img_resolution, in_channels, out_channels
         self.label_dim, self.label_dropout = label_dim, label_dropout

@@ -125,6 +125,9 @@ class GroupNorm(nn.Module):
     def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.num_groups = min(32, num_channels // 4)
+        if not self.num_groups or num_channels % self.num_groups:
+            allowed = "numbers that make up to 32 equal groups of 4 or more"
+            raise ValueError(f"a layer has {num_channels} channels; allowed: {allowed}")
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))

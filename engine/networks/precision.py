@@ -17,7 +17,9 @@ def cast_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     for module, target in _targets(network, dtype):
         module.to(target)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:  # not Module.to(memory_format=...), which refuses modules with weights of five
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return network
 
 

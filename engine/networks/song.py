@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .block import BlockStyle, UNetBlock
 from .layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding
+from .sizes import require_sizes
 
 _ALLOWED = {
     "embedding_type": ("positional", "fourier"),
@@ -45,6 +46,7 @@ class SongUNet(nn.Module):
         decoder_type: Literal["standard", "skip"] = "standard",
         resample_filter: Sequence[int] = (1, 1),
     ) -> None:
+        require_sizes(locals())
         given = {"embedding_type": embedding_type, "encoder_type": encoder_type, "decoder_type": decoder_type}
         for name, value in given.items():
             if value not in _ALLOWED[name]:

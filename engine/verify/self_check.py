@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..backends import Backend
 from ..denoiser import Denoiser
+from ..modes import own_modes
 from ..networks.precision import cast_network
 from ..plan import Op
 from ..prepare import is_ours
@@ -43,7 +44,8 @@ def self_check(subject: Subject) -> None:
     steps = advance_comparison(subject)
     if not steps.equal:
         raise SelfCheckError(f"advance: backend {subject.backend.name!r} against the reference {steps}")
-    _check_network(subject)
+    with own_modes(subject.device):
+        _check_network(subject)
 
 
 def checksum(module: nn.Module) -> Tensor:
@@ -78,7 +80,6 @@ def advance_comparison(subject: Subject) -> Comparison:
     return sum(found, start=Comparison())
 
 
-@torch.no_grad()
 def _check_network(subject: Subject) -> None:
     """One evaluation of one random sample at sigma = 0.5. Only our own layers run other operations in an engine than in
     the caller's module; of any other network no more is asked than that its output is finite."""

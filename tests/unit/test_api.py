@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -286,6 +287,17 @@ def test_bad_input(arguments, message):
 def test_bad_labels(labels, message):
     with pytest.raises(ValueError, match=message):
         draw(wavy(EDM(), (2, 4, 6), label_dim=3), class_labels=labels)
+
+
+def test_numbers_of_numpy_are_numbers():
+    denoiser = wavy(EDM(), (2, 4, 6), label_dim=3)
+    options = {"sampler": SAMPLER, "batch_size": np.int64(2), "buckets": [np.int32(1)]}
+    guidance = engine.guidance.ClassifierFree(2.0, negative=np.int64(1))
+    prepared = engine.Engine(denoiser, guidance=guidance, **options)
+    assert type(prepared.batch_size) is int
+    images = prepared.sample(seeds=[1, 2, 3], callback=lambda progress: None, callback_every=np.int64(2))
+    plain = engine.Engine(denoiser, guidance=engine.guidance.ClassifierFree(2.0, negative=1), sampler=SAMPLER)
+    assert torch.equal(images, plain.sample(seeds=[1, 2, 3]))
 
 
 def test_labels_are_needed_without_seeds():

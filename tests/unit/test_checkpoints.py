@@ -76,5 +76,9 @@ def test_errors(denoiser, tmp_path):
         engine.load(junk, config=[1])
     with pytest.raises(ValueError, match="denoiser has no config"):
         engine.save(engine.Denoiser(denoiser.model, denoiser.preconditioning), junk)
+    with pytest.raises(ValueError, match="denoiser is one that an engine has prepared; allowed: the denoiser it was"):
+        engine.save(engine.Engine(denoiser).denoiser, junk)
+    with pytest.raises(ValueError, match=r"dtype is torch.int8; allowed: a floating dtype"):
+        denoiser.save(junk, dtype=torch.int8)
     with pytest.raises(ValueError, match=r"^denoiser is a PosixPath; allowed: an engine.Denoiser"):
         engine.save(junk, denoiser)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import engine
 from engine.networks import DhariwalUNet, SongUNet, ops
 from engine.networks.layers import Conv2d, FourierEmbedding, Linear, PositionalEmbedding
 from engine.networks.precision import cast_network
@@ -108,6 +109,28 @@ def test_label_and_option_errors():
         SongUNet(16, 1, 1, label_dim=4, **TINY)(torch.zeros(1, 1, 16, 16), torch.zeros(1))
     with pytest.raises(ValueError, match="encoder_type is 'dense'; allowed: standard, skip, residual"):
         SongUNet(16, 1, 1, encoder_type="dense")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_channels": "32"}, "model_channels is '32'; allowed: an integer from 1"),
+        ({"attn_resolutions": 8}, "attn_resolutions is 8; allowed: a list of integers from 0"),
+        ({"channel_mult": []}, r"channel_mult is \[\]; allowed: a list of integers from 1"),
+        ({"label_dim": -1}, "label_dim is -1; allowed: an integer from 0"),
+        ({"num_blocks": -1}, "num_blocks is -1; allowed: an integer from 0"),
+        ({"dropout": 2.0}, "dropout is 2.0; allowed: a number from 0 to 1"),
+        (
+            {"model_channels": 2},
+            "a layer has 2 channels; allowed: numbers that make up to 32 equal groups of 4 or more",
+        ),
+    ],
+)
+@pytest.mark.parametrize("model_type", ["SongUNet", "DhariwalUNet"])
+def test_sizes_that_make_no_network(model_type, changes, message):
+    sizes = {"img_resolution": 8, "img_channels": 3, "model_channels": 8, "channel_mult": [1], "num_blocks": 1}
+    with pytest.raises(ValueError, match=message):
+        engine.Denoiser.from_config({"class_name": "EDMPrecond", "model_type": model_type} | sizes | changes)
 
 
 @pytest.mark.parametrize("kind", [PositionalEmbedding, FourierEmbedding])

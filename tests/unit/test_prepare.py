@@ -1,5 +1,7 @@
 """What an engine does to networks that are not of this package."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,59 @@ def test_what_an_engine_has_prepared_is_not_prepared_again():
     prepared = engine.Engine(small_unet()).denoiser
     with pytest.raises(ValueError, match="one that an engine has prepared; allowed: the denoiser it was made of"):
         engine.Engine(prepared)
+
+
+def test_weights_changed_later_do_not_reach_our_networks_in_part():
+    """What is folded and packed stays as it was; so must all the rest."""
+    denoiser, sampler = small_unet(), engine.samplers.edm(steps=2)
+    prepared = engine.Engine(denoiser, sampler=sampler)
+    before = prepared.sample(seeds=[1, 2])
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.mul_(1.05)
+    assert torch.equal(prepared.sample(seeds=[1, 2]), before)
+    assert not torch.equal(engine.sample(denoiser, seeds=[1, 2], sampler=sampler), before)
+
+
+class Video(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 3, 3, padding=1)
+
+    def forward(self, x, c_noise):
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_networks_of_videos_in_every_dtype(dtype):
+    torch.manual_seed(0)
+    denoiser = engine.Denoiser(Video(), EDM(), img_shape=(3, 4, 8, 8))
+    options = {"seeds": [1], "sampler": engine.samplers.edm(steps=3)}
+    exact = engine.sample(denoiser, dtype=torch.float64, **options)
+    torch.testing.assert_close(engine.sample(denoiser, dtype=dtype, **options), exact, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_callers_autocast_does_not_reach_the_network(dtype):
+    video = engine.Denoiser(Video(), EDM(), img_shape=(3, 4, 8, 8))
+    for denoiser in (small_unet(), video):
+        options = {"seeds": [1], "sampler": engine.samplers.edm(steps=2), "dtype": dtype}
+        plain = engine.sample(denoiser, **options)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(engine.sample(denoiser, **options), plain)
+            engine.Engine(denoiser, dtype=dtype).self_check()
+    with torch.autocast("cpu", torch.bfloat16):
+        engine.Engine(small_unet(), dtype=dtype, batch_size=2, batch_invariant=True)
+
+
+def test_a_module_that_cannot_be_copied_is_refused():
+    network = Video()
+    network.lock = threading.Lock()
+    denoiser = engine.Denoiser(network, EDM(), img_shape=(3, 4, 8, 8))
+    with pytest.raises(
+        ValueError, match=r"^denoiser cannot be copied \(TypeError: cannot pickle .*\); allowed: "
+    ):
+        engine.Engine(denoiser)
 
 
 @pytest.mark.parametrize("biases", [False, True])
