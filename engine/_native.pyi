@@ -147,9 +147,10 @@ def winograd_cpu(
     threads: int = 1,
     isa: str = "auto",
 ) -> None:
-    """out = conv(x) + bias + add for a 3x3 kernel, padding 1, whose weight `networks.winograd.transform` has made for
-    m; csrc/winograd_op.h. Addresses; bias and add may be 0. shape: samples, height, width, inputs, outputs. A sample's
-    bits depend on neither `threads` nor the other samples.
+    """out = conv(x) + bias + add, by tiles of m by m outputs: m = 2 or 4 for a 3x3 kernel, padding 1, m = 1 for a 1x1
+    one; csrc/winograd_op.h. weight: as `networks.winograd.pack` lays it out, whatever m. Addresses; bias and add may be
+    0. shape: samples, height, width, inputs (a multiple of 16), outputs. A sample's bits depend neither on `threads`
+    nor on the other samples.
 
     Raises:
         ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import noise
 from ..backends import BACKENDS, REFERENCE, Backend
 from ..denoiser import Denoiser
 from ..engine import Engine
@@ -99,6 +100,8 @@ def why_not(backend: Backend) -> str:
 
 def normals(backend: Backend, device: torch.device) -> Finding:
     """The backend's standard normals against NumPy's."""
+    if backend.name not in noise.BACKENDS:
+        return Finding("noise", f"{backend.name} on {device}", "cannot run: its normals are in its fused step", None)
     if backend.name == "triton" and device.type == "cpu":
         return Finding("noise", f"triton on {device}", "cannot run: its launcher needs a CUDA device", None)
     found = normal_comparison(backend.name, device)

@@ -70,6 +70,15 @@ def test_everything_holds_here():
         assert (f.passed is None) == ("cannot run: " in f.outcome or f.check == "golden samples"), f
 
 
+def test_a_backend_is_a_record_and_no_more(monkeypatch):
+    mine = replace(REFERENCE, name="mine")
+    monkeypatch.setattr(backends, "BACKENDS", (mine, *BACKENDS))
+    monkeypatch.setattr(checks, "BACKENDS", (mine, *BACKENDS))
+    found = list(verify(Request.check("x", wavy(EDM()), [F32], backend="mine")))
+    assert not failures(found)
+    assert {"noise", "advance", "samples"} <= {f.check for f in found if f.subject.startswith("mine on cpu")}
+
+
 def test_one_ulp_is_found(with_wrong_backend):
     request = Request.check("x", wavy(EDM()), [F32], backend="wrong")
     found = list(verify(request))
