@@ -10,7 +10,7 @@ from torch import Tensor
 from .features import FeatureExtractor
 from .frechet import frechet_distance
 from .inception_score import ClassSums
-from .intervals import BLOCKS, blocks_of, jackknife
+from .intervals import BLOCKS, blocks_of, jackknife, means_without
 from .manifolds import precision_recall
 from .statistics import Statistics
 
@@ -113,6 +113,4 @@ class Quality:
 
 def share(name: str, hits: Tensor) -> Measure:
     """Which part of a bool [N] is true, N from `FEWEST`."""
-    blocks = blocks_of(len(hits))
-    without = [hits[blocks != block].double().mean().item() for block in range(BLOCKS)]
-    return Measure.over_blocks(name, hits.double().mean().item(), without, 1.0)
+    return Measure.over_blocks(name, hits.double().mean().item(), means_without(hits), 1.0)

@@ -17,7 +17,7 @@ from ..probe import some_labels
 from ..samplers import dpmpp_2m, edm
 from .cases import every_case, outcomes
 from .compare import Comparison, compare
-from .finding import Finding
+from .finding import Finding, name_of
 from .golden import golden
 from .normals import normal_comparison, philox_comparison
 
@@ -110,7 +110,7 @@ def normals(backend: Backend, device: torch.device) -> Finding:
 
 def advance(backend: Backend, dtype: torch.dtype, device: torch.device) -> Finding:
     """The fused step against the reference on the CPU: all opcodes, both state dtypes and layouts, guidance."""
-    subject = f"{backend.name} on {device}, network {_name(dtype)}"
+    subject = f"{backend.name} on {device}, network {name_of(dtype)}"
     reasons = backend.not_supported_reasons(device, torch.float64, dtype)
     if reasons:
         return Finding("advance", subject, f"cannot run: {'; '.join(reasons)}", None)
@@ -125,12 +125,12 @@ def samples(denoiser: Denoiser, backend: Backend, dtype: torch.dtype, device: to
     for sampler in _SAMPLERS:
         drawn = [_draw(denoiser, sampler, dtype, device, name) for name in (backend.name, REFERENCE.name)]
         total += compare(drawn[0], drawn[1])
-    return Finding("samples", f"{backend.name} on {device}, network {_name(dtype)}", str(total), total.equal)
+    return Finding("samples", f"{backend.name} on {device}, network {name_of(dtype)}", str(total), total.equal)
 
 
 def captured(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Finding:
     """Loops and single steps replayed from CUDA graphs against the same run eagerly, churned and not."""
-    subject = f"{device}, network {_name(dtype)}"
+    subject = f"{device}, network {name_of(dtype)}"
     if device.type not in CAPTURES:
         return Finding("captured", subject, "cannot run: CUDA graphs need a CUDA device", None)
     total = Comparison()
@@ -145,7 +145,7 @@ def batches(denoiser: Denoiser, dtype: torch.dtype, device: torch.device, promis
     """Samples one by one against the same in one batch; without a promise a difference is told, and no failure."""
     drawn = [_draw(denoiser, _SAMPLERS[0], dtype, device, "auto", batch) for batch in (1, len(_SEEDS))]
     found = compare(drawn[0], drawn[1])
-    what = ("batch 1 and 5", f"{device}, network {_name(dtype)}")
+    what = ("batch 1 and 5", f"{device}, network {name_of(dtype)}")
     if found.equal or promised:
         return Finding(*what, str(found), found.equal)
     return Finding(*what, f"{found}; not promised (README, Seeds)", None)
@@ -174,7 +174,3 @@ def _draw(
     labels = None if denoiser.labels_are_classes else some_labels(denoiser, len(_SEEDS))
     drawn = [engine.sample(seeds=_SEEDS, class_labels=labels, sampler=sampler) for _ in range(times)]
     return drawn[-1].cpu()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -14,3 +16,8 @@ class Finding:
     subject: str
     outcome: str
     passed: bool | None = True
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """As findings and files name it: "float32"."""
+    return str(dtype).removeprefix("torch.")

@@ -21,7 +21,7 @@ from ..files import atomic_path
 from ..images import to_uint8
 from ..networks import native_ops
 from ..samplers import edm
-from .finding import Finding
+from .finding import Finding, name_of
 
 FILE = Path(__file__).parent / "golden.json"
 _SEEDS, _CLASSES, _STEPS = (0, 1, 2, 3), (1, 5, 7, 8), 18
@@ -66,11 +66,11 @@ def record(model: str, denoiser: Denoiser, dtypes: tuple[torch.dtype, ...], devi
         near = _near(entry, images, dtype, device)
         if not near.passed:
             raise ValueError(f"{near.subject}: {near.outcome}; not recorded")
-        entry["bits"].setdefault(machine(device), {})[_name(dtype)] = _digest(images)
+        entry["bits"].setdefault(machine(device), {})[name_of(dtype)] = _digest(images)
     entry["bits"] = {where: bits for where, bits in entry["bits"].items() if where.endswith(f"code {code()}")}
     with atomic_path(FILE) as temporary:
         temporary.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
-    return [f"{model}, {_name(dtype)}, {machine(device)}" for dtype in dtypes]
+    return [f"{model}, {name_of(dtype)}, {machine(device)}" for dtype in dtypes]
 
 
 def weights_digest(denoiser: Denoiser) -> str:
@@ -118,12 +118,12 @@ def _near(entry: dict[str, Any], images: Tensor, dtype: torch.dtype, device: tor
     apart = (to_uint8(images).int() - torch.from_numpy(pixels.astype(np.int32))).abs().flatten(1).float()
     mean, allowed = apart.mean(1).max().item(), _NEAR[dtype]
     outcome = f"largest mean difference of an image {mean:.2g} of 255 levels; allowed {allowed:g}"
-    return Finding("golden samples", f"{device.type}, network {_name(dtype)}", outcome, mean <= allowed)
+    return Finding("golden samples", f"{device.type}, network {name_of(dtype)}", outcome, mean <= allowed)
 
 
 def _bits(entry: dict[str, Any], images: Tensor, dtype: torch.dtype, device: torch.device) -> Finding:
-    what = ("golden samples, bits", f"{device.type}, network {_name(dtype)}")
-    known = entry["bits"].get(machine(device), {}).get(_name(dtype))
+    what = ("golden samples, bits", f"{device.type}, network {name_of(dtype)}")
+    known = entry["bits"].get(machine(device), {}).get(name_of(dtype))
     if known is None:
         return Finding(*what, f"no golden bits for {machine(device)}; `edm-engine verify --record` adds them", None)
     same = known == _digest(images)
@@ -149,10 +149,6 @@ def _one_thread() -> Iterator[None]:
 
 def _digest(images: Tensor) -> str:
     return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _entries() -> dict[str, Any]:
