@@ -81,6 +81,6 @@ def outputs(
     """Room for both results of `ops.group_norm`; none for the second where that is x itself."""
     channels = x.shape[1] + (0 if beside is None else beside.shape[1])
     height, width = ((2 * n if resample.up else n // 2) if resample else n for n in x.shape[2:])
-    shape = (len(x), channels, height, width)
+    shape = (x.shape[0], channels, height, width)
     kept = keep is not None and (keep != 1 or beside is not None or resample is not None)
     return make(x, shape), make(x, shape) if kept else None

@@ -61,8 +61,6 @@ def group_norm(
             x, weight, bias, groups, eps,
             silu=silu, beside=beside, add=add, scale_shift=scale_shift, resample=resample, keep=keep,
         )  # fmt: skip
-    from engine import _native
-
     require_weights(x, beside, weight, bias)
     out, kept = outputs(x, beside, resample, keep, make)
     add = rows(add)
@@ -70,7 +68,7 @@ def group_norm(
     batch, own, height, width = x.shape
     dtypes, resamplings = _names()
     with _shown("edm::group_norm"):
-        _native.group_norm_cpu(
+        _extension().group_norm_cpu(
             x.data_ptr(),
             _address(beside),
             weight.data_ptr(),
@@ -115,7 +113,7 @@ def conv2d(
     m = tile_for(x, weight, padding) if suits(add) else None
     if m is not None:
         own = _packed(packed, "winograd", lambda: winograd.pack(weight))
-        return _convolve(x, own, len(weight), bias, add, m, make)
+        return _convolve(x, own, weight.shape[0], bias, add, m, make)
     if not onednn_knows(x.dtype):
         return ops.conv2d(x, weight, bias, padding, add)
     pads, ones = [padding, padding], [1, 1]
@@ -152,8 +150,6 @@ def _convolve(
     make: Empty = empty,
 ) -> Tensor:
     """By Winograd's filtering, of a packed weight; a sample's bits depend on nothing else."""
-    from engine import _native
-
     inputs = weight.shape[1]
     if x.shape[1] < inputs:
         x = F.pad(x, (0, 0, 0, 0, 0, inputs - x.shape[1])).contiguous(memory_format=torch.channels_last)
@@ -164,7 +160,7 @@ def _convolve(
         raise ValueError(f"add is {list(add.shape)}; allowed: {[batch, outputs, height, width]}")
     out = make(x, (batch, outputs, height, width))
     with _shown("edm::winograd"):
-        _native.winograd_cpu(
+        _extension().winograd_cpu(
             x.data_ptr(), weight.data_ptr(), _address(bias), _address(add), out.data_ptr(), _names()[0][x.dtype],
             (batch, height, width, inputs, outputs), m, torch.get_num_threads(),
         )  # fmt: skip
@@ -178,16 +174,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None
         torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     ):
         return ops.linear(x, weight, bias, add=add, silu=silu)
-    from engine import _native
-
-    shape = (len(x), len(weight))
+    shape = (x.shape[0], weight.shape[0])
     if x.dim() != 2 or x.shape[1] != weight.shape[1] or (add is not None and add.shape != shape):
         given = f"x is {list(x.shape)}, add {None if add is None else list(add.shape)}"
         raise ValueError(f"{given}; allowed: [B, {weight.shape[1]}], and None or [B, {weight.shape[0]}]")
     out = x.new_empty(shape)
-    sizes = (len(x), x.shape[1], len(weight))
+    sizes = (*x.shape, weight.shape[0])
     with _shown("edm::linear"):
-        _native.linear_cpu(
+        _extension().linear_cpu(
             x.data_ptr(), weight.data_ptr(), _address(bias), _address(add), out.data_ptr(), *sizes, silu,
             torch.get_num_threads(),
         )  # fmt: skip
@@ -195,11 +189,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None
 
 
 @cache
-def _names() -> tuple[dict[torch.dtype, "_native.Dtype"], dict[bool | None, "_native.Resampling"]]:
-    """What the extension calls dtypes, and resampling by whether it is up."""
+def _extension():  # type: ignore[no-untyped-def]  # a module; its types are in engine/_native.pyi
+    """Imported once: to import it in every call took 2% of a small network's time at batch 1."""
     from engine import _native
 
-    dtype, resampling = _native.Dtype, _native.Resampling
+    return _native
+
+
+@cache
+def _names() -> tuple[dict[torch.dtype, "_native.Dtype"], dict[bool | None, "_native.Resampling"]]:
+    """What the extension calls dtypes, and resampling by whether it is up."""
+    dtype, resampling = _extension().Dtype, _extension().Resampling
     dtypes = {torch.float32: dtype.float32, torch.bfloat16: dtype.bfloat16, torch.float16: dtype.float16}
     return dtypes, {None: resampling.none, True: resampling.up, False: resampling.down}
 
