@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,10 @@ def imports(source: str, module: str, is_package: bool = False) -> set[str]:
     """What of the package a module imports at run time, each as module.name: a name may be a module itself."""
     package = module if is_package else module.rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    unseen = {inner for block in typing for inner in ast.walk(block)}
+    for node in set(ast.walk(tree)) - unseen:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -134,6 +138,7 @@ def imports_of(path: Path, module: str) -> set[str]:
         ("from ..networks import ideal", {"networks.ideal"}),
         ("from . import _native, loop", {"loop"}),
         ("from ._native import advance", set()),
+        ("if TYPE_CHECKING:\n    from . import loop\nfrom . import plan", {"plan"}),
         ("from torch import nn\nimport engineering", set()),
     ],
 )
@@ -154,6 +159,24 @@ def test_imports_point_one_way():
             checked += 1
             assert level(imported) <= level(module), f"engine.{module} imports engine.{imported}"
     assert checked > 40
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Groups of `LAYERS` hold several modules, which may import one another one way."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip("."): path
+        for path in ROOT.rglob("*.py")
+    }
+
+    def module_of(name: str) -> str:
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {name: {module_of(n) for n in imports_of(path, name)} - {name, ""} for name, path in modules.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError naming the modules
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph | {"allowed": {"engine"}}).prepare()
 
 
 def test_kernels_know_nothing_of_the_engine():

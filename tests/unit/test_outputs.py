@@ -67,6 +67,12 @@ def test_tar_shards_hold_samples_of_a_png_and_a_class(tmp_path):
         assert np.array_equal(got, image)
 
 
+def test_a_shard_is_any_integer(tmp_path):
+    draw(tmp_path / "numpy", format="tar", shard=np.int64(7))
+    draw(tmp_path / "plain", format="tar", shard=7)
+    assert tree(tmp_path / "numpy") == tree(tmp_path / "plain")
+
+
 def test_npz_arrays(tmp_path):
     draw(tmp_path, format="npz")
     with np.load(tmp_path / "images.npz") as arrays:
@@ -98,6 +104,7 @@ def test_soft_labels_and_latents_without_seeds(tmp_path):
         ({"format": "gif"}, "format is 'gif'; allowed: png, zip, tar, npz"),
         ({"shard": 0}, "shard is 0; allowed: an integer from 1"),
         ({"shard": "10"}, "shard is '10'; allowed: an integer from 1"),
+        ({"shard": True}, "shard is True; allowed: an integer from 1"),
         ({"prepared": make().denoiser}, "engine is a Denoiser; allowed: an engine.Engine"),
         ({"class_labels": 9}, "class_labels contains 9"),
     ],

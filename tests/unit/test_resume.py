@@ -4,15 +4,18 @@ import errno
 import os
 import re
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import engine
 from engine import Sampler
-from engine.guidance import ClassifierGuidance
-from engine.outputs import FORMATS
+from engine.adapters import from_k_diffusion
+from engine.guidance import ClassifierFree, ClassifierGuidance
+from engine.outputs import FORMATS, kinds
 from engine.outputs.archive import Archive
-from engine.outputs.base import PARTS, SUMS
+from engine.outputs.base import PARTS, SUMS, WRITTEN, digest, read_sums, write_sums
 from engine.outputs.png_folder import PngFolder
 from tests.helpers import tree
 from tests.unit.jobs import SEEDS, draw, make
@@ -159,6 +162,75 @@ def test_another_function_of_the_same_name_is_another_job(tmp_path):
                 draw(folder, make(guidance=ClassifierGuidance(0.5, gradient=other)), resume=True)
 
 
+def bare(network):
+    """An engine for a network that has no parameters."""
+    denoiser = engine.Denoiser(network, engine.preconditioning.EDM(), img_shape=(3, 8, 6))
+    return engine.Engine(denoiser, sampler=engine.samplers.edm(2), batch_size=5)
+
+
+def wrapped(function):
+    denoiser = from_k_diffusion(function, img_shape=(3, 8, 6), sigma_min=0.01, sigma_max=80)
+    return engine.Engine(denoiser, sampler=engine.samplers.edm(2), batch_size=5)
+
+
+class Gain(nn.Module):
+    def __init__(self, std):
+        super().__init__()
+        self.std, self.seen = std, {}
+
+    def forward(self, x, c_noise):
+        self.seen[len(x)] = self.std * x  # as others keep embeddings by size
+        return self.seen[len(x)].clone()
+
+
+class Gained(Gain):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "others"),
+    [
+        (lambda: wrapped(lambda x, sigma: 0 * x), [lambda: wrapped(lambda x, sigma: 0.9 * x)]),
+        (lambda: bare(Gain(0.5)), [lambda: bare(Gain(0.1)), lambda: bare(Gained(0.5))]),
+    ],
+    ids=["function", "module"],
+)
+def test_another_network_without_weights_is_another_job(monkeypatch, tmp_path, make, others):
+    job = {"class_labels": None}
+    draw(tmp_path / "whole", make(), **job)
+    draw(tmp_path / "out", make(), **job)
+    (tmp_path / "out" / "000996.png").unlink()
+    before = tree(tmp_path / "out")
+    for other in others:
+        with pytest.raises(ValueError, match="network_modules is"):
+            draw(tmp_path / "out", other(), resume=True, **job)
+        assert tree(tmp_path / "out") == before
+    assert draw(tmp_path / "out", make(), resume=True, **job).drawn == 5
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_an_engine_that_has_drawn_resumes(tmp_path):
+    """With what its network keeps for itself since."""
+    prepared = bare(Gain(0.5))
+    draw(tmp_path, prepared, class_labels=None)
+    assert draw(tmp_path, prepared, class_labels=None, resume=True).drawn == 0
+
+
+def test_many_weights_of_guidance_are_told_apart(tmp_path):
+    seeds = range(1500)
+
+    def guided(change):
+        weights = np.linspace(1, 2, len(seeds))
+        weights[700] += change
+        return make(500, 1, guidance=ClassifierFree(weights))
+
+    job = {"seeds": seeds, "class_labels": 1, "format": "zip"}
+    draw(tmp_path, guided(0), **job)
+    assert draw(tmp_path, guided(0), resume=True, **job).drawn == 0
+    with pytest.raises(ValueError, match="guided is"):
+        draw(tmp_path, guided(1), resume=True, **job)
+
+
 class Plain(Sampler):
     """A user's sampler that is no dataclass."""
 
@@ -204,7 +276,7 @@ def test_anew_forgets_what_was_there(monkeypatch, tmp_path):
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("format", "writes"), [("png", 12 + 3 + 2), ("zip", 6), ("tar", 6), ("npz", 6)])
+@pytest.mark.parametrize(("format", "writes"), [("png", 12 + 3 + 2), ("zip", 7), ("tar", 7), ("npz", 7)])
 def test_a_full_disk_loses_nothing(monkeypatch, tmp_path, format, writes):
     """The disk fills at every write in turn; what was written is kept, and the rest drawn when there is room."""
     draw(tmp_path / "whole", format=format)
@@ -226,3 +298,98 @@ def test_a_full_disk_loses_nothing(monkeypatch, tmp_path, format, writes):
         room[0] = writes
         draw(out, format=format, resume=True)
         assert tree(out) == tree(tmp_path / "whole")
+
+
+FEWER = {"seeds": SEEDS[:3], "class_labels": 2}
+
+
+@pytest.mark.parametrize("then", FORMATS)
+@pytest.mark.parametrize("first", FORMATS)
+def test_anew_leaves_nothing_of_an_earlier_job(tmp_path, first, then):
+    draw(tmp_path / "out", format=first, shard=1, subdirs=True)
+    assert all(map(WRITTEN.fullmatch, read_sums(tmp_path / "out" / SUMS)))
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    draw(tmp_path / "out", format=then, shard=1, **FEWER)
+    draw(tmp_path / "whole", format=then, shard=1, **FEWER)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole") | {"notes.txt": b"mine"}
+    assert not (tmp_path / "out" / "001000").exists()
+
+
+def test_anew_leaves_nothing_of_an_interrupted_job(monkeypatch, tmp_path):
+    """Interrupted between two files, in a batch of images and at the end."""
+    replace = os.replace
+
+    def stop(source, target):
+        replace(source, target)
+        if str(target).endswith(("000996.png", "images-000001.tar")):
+            raise Power
+
+    draw(tmp_path / "whole", **FEWER)
+    for format in ("png", "tar"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stop)
+            with pytest.raises(Power):
+                draw(tmp_path / format, format=format, shard=1)
+        assert [name for name in tree(tmp_path / format) if WRITTEN.fullmatch(name)]
+        draw(tmp_path / format, **FEWER)
+        assert tree(tmp_path / format) == tree(tmp_path / "whole")
+
+
+def test_anew_removes_only_what_the_earlier_job_wrote(tmp_path):
+    """Whatever its list says: a file of another name or with other bytes, and one outside the folder, stay."""
+    out, beside = tmp_path / "out", tmp_path / "beside"
+    draw(out)
+    (out / "000003.png").write_bytes(b"replaced")
+    beside.mkdir()
+    (out / "001000").symlink_to(beside)
+    (out / "000011.png").symlink_to(beside / "000010.png")
+    others = ["notes.txt", ".000007.png", "seven/000007.png", "../beside/000009.png", "001000/000010.png"]
+    for name in others:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(b"other")
+    listed = [*others, "000011.png", str(beside / "000010.png"), "settings.json"]
+    folders = dict.fromkeys(["001000", "seven", ".", "..", ""], "0" * 64)
+    write_sums(out / SUMS, read_sums(out / SUMS) | {name: digest(out / name) for name in listed} | folders)
+    draw(out, **FEWER)
+    drawn = {f"{seed:06d}.png" for seed in FEWER["seeds"]} | {"settings.json", SUMS}
+    assert set(tree(out)) == drawn | {"000003.png", "000011.png", "notes.txt", ".000007.png", "seven/000007.png"}
+    assert set(tree(beside)) == {"000009.png", "000010.png"}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_job_that_cannot_begin_loses_nothing(tmp_path, format):
+    draw(tmp_path, format=format)
+    before = tree(tmp_path)
+    with pytest.raises(NotImplementedError, match="meta"):  # settings that cannot be written
+        draw(tmp_path, format=format, settings={"scale": torch.ones(3, device="meta")}, **FEWER)
+    with pytest.raises(ValueError, match="class_labels contains 9"):
+        draw(tmp_path, format=format, seeds=[1], class_labels=9)
+    assert tree(tmp_path) == before
+
+
+def test_an_earlier_job_can_be_resumed_until_its_lists_are_gone(monkeypatch, tmp_path):
+    draw(tmp_path)
+    before = tree(tmp_path)
+    unlink, room = os.unlink, [3]
+
+    def until(path, **options):
+        room[0] -= 1
+        if room[0] < 0:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", until)
+        with pytest.raises(PermissionError):
+            draw(tmp_path, **FEWER)
+    assert len(tree(tmp_path)) == len(before) - 3
+    draw(tmp_path, resume=True)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [0, 7, 999_999, 10**9, 2**64 - 1])
+def test_files_are_called_what_is_removed(number):
+    images = engine.outputs.Images([number], None, (3, 8, 8))
+    names = [images.name(0, subdirs) for subdirs in (False, True)]
+    names += [kind.file(number) for kind in (kinds.ZIP, kinds.TAR, kinds.NPZ)]
+    assert all(WRITTEN.fullmatch(name) for name in names)
