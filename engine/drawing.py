@@ -13,6 +13,7 @@ from torch import Tensor
 from . import record
 from .dealing import Alone, Team
 from .engine import Engine
+from .files import write_bytes
 from .job import Asked, require_known
 from .networks.layers import GroupNorm
 from .outputs import Images, Output, open_output
@@ -82,8 +83,9 @@ class Drawing:
             record.require_same(folder, self.settings)
             self.output.begin(resume=True)
         else:
+            settings = record.encode(self.settings)  # before anything of an earlier job is removed
             self.output.begin(resume=False)  # first: no settings may stand beside what other ones left
-            record.write(folder / record.SETTINGS, self.settings)
+            write_bytes(folder / record.SETTINGS, settings)
 
     def join(self) -> None:
         """By every process, once the job has begun. Raises ValueError if this one would draw other images."""
@@ -128,16 +130,17 @@ def draw_to(
 ) -> Drawn:
     """Draw a job of any size to files in ``folder``, in constant memory.
 
-    job: what `Engine.sample` is asked for (seeds, class_labels, ...), and
+    job: what `Engine.sample` is asked for (seeds, class_labels, ...; noise "torch" and "edm2" take seeds that are
+    distinct modulo 2**32), and
     format: "png", a file a seed (subdirs: in a sub-folder for every thousand); "zip", uncompressed, with the
     dataset.json of the published EDM code; "tar", WebDataset shards of ``shard`` images; "npz", with arrays images
     uint8 [N, H, W, C], seeds and labels. Files are whole or absent; archives appear when the job ends.
     settings: what settings.json is to say beside what it takes to draw the same again.
 
     resume: go on with the job in ``folder``, if there is one: what is there is verified and kept, what is missing or
-    torn is drawn. Without it the job starts anew. team: None for this process alone, `dealing.Ranks.of_torchrun()` for
-    a rank of torchrun, all of which write to one folder. The images are the same bits however the job was divided
-    (docs/large-jobs.md).
+    torn is drawn. Without it the job starts anew: the files of an earlier job, as its lists of checksums name them, are
+    removed first. team: None for this process alone, `dealing.Ranks.of_torchrun()` for a rank of torchrun, all of which
+    write to one folder. The images are the same bits however the job was divided (docs/large-jobs.md).
 
     Raises ValueError for a bad argument, and for settings other than those of the job to be resumed, before any work;
     OSError naming the file that could not be written: what was written stays, and can be resumed.
@@ -177,8 +180,10 @@ def _numerics(engine: Engine) -> dict[str, Any]:
         # Torch's operations on a CPU may choose their summation order by both.
         "threads": torch.get_num_threads() if on_cpu else None,
         "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,
-        "network": engine.denoiser,
         "preconditioning": engine.denoiser.preconditioning,
+        "network": record.weights(engine.denoiser),
+        # Of the caller's own: in an engine's copy lies also what its layers prepare, and what its batches left.
+        "network_modules": record.modules(engine._source),
         "operations": sorted({m.ops.name for m in engine.denoiser.modules() if isinstance(m, GroupNorm)}),
         "compile": engine.compile,
         "output_dtype": str(engine.output_dtype),

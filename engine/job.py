@@ -1,6 +1,7 @@
 """Job: what one call of ``sample`` asks for, checked before any work and cut into batches."""
 
 import math
+import numbers
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from . import noise as normals
+from .allowed import is_number, number
 from .denoiser import Denoiser
 from .noise import seed_bits
 from .plan import Plan
 from .state import Noise
-from .torch_noise import ORDERS, TorchStream
+from .torch_noise import ORDERS, TorchStream, require_distinct
 from .transfer import to_device
 
 Seeds = Sequence[int] | Tensor | range
@@ -24,7 +26,10 @@ Labels = int | Sequence[int] | Tensor | None
 
 
 class Asked(TypedDict, total=False):
-    """What one call asks for; `engine.sample` says what each is."""
+    """What one call asks for; `engine.sample` says what each is.
+
+    With noise "torch" or "edm2", whose generators read a seed modulo 2**32, seeds must be distinct modulo 2**32.
+    """
 
     seeds: Seeds | None
     latents: Tensor | None
@@ -88,9 +93,8 @@ class Job:
         draws, stream = _noise(noise, plan, denoiser, checked_seeds, latents, count)
         if class_labels is None and stream is not None and checked_seeds is not None and denoiser.label_dim:
             class_labels = stream.labels(checked_seeds, shape, device)
-        if not (isinstance(offset_noise, int | float) and 0 <= offset_noise < math.inf):
-            raise ValueError(f"offset_noise is {offset_noise!r}; allowed: a number from 0")
-        if offset_noise and checked_seeds is None:
+        offset = number("offset_noise", offset_noise, "a number from 0 and finite", lambda v: 0 <= v < math.inf)
+        if offset and checked_seeds is None:
             raise ValueError(f"offset_noise is {offset_noise!r}, which is drawn from seeds, and seeds is None")
         return cls(
             positions=tuple(range(count)),
@@ -103,7 +107,7 @@ class Job:
             image=image,
             image_scale=plan.s_begin / plan.rows[0].begin_scale,
             mask=_mask(mask, image, (count, *shape)),
-            offset=float(offset_noise),
+            offset=float(offset),
         )
 
     def take(self, samples: Sequence[int]) -> "Job":
@@ -129,7 +133,7 @@ class Job:
     def places(self, number: int, size: int) -> range:
         """Where the samples of that one stand in this job. Raises ValueError for a number that none of them has."""
         every = math.ceil(len(self.positions) / size)
-        if not (isinstance(number, int) and 0 <= number < every):
+        if not (is_number(number, numbers.Integral) and 0 <= number < every):
             raise ValueError(f"batches contains {number!r}; allowed: 0 to {every - 1}")
         return range(number * size, min((number + 1) * size, len(self.positions)))
 
@@ -248,6 +252,7 @@ def _noise(
         return None, None
     if seeds is None or latents is not None:
         raise ValueError(f"noise is {noise!r}, which draws latents from seeds; allowed: seeds, and latents=None")
+    require_distinct(noise, seeds)
     return None, TorchStream.of(noise, plan, denoiser.label_dim)
 
 
@@ -267,19 +272,20 @@ def _mask(mask: Tensor | None, image: Tensor | None, shape: tuple[int, ...]) -> 
 
 
 def _seeds(seeds: Seeds) -> tuple[int, ...]:
-    values = seeds.tolist() if isinstance(seeds, Tensor) else seeds
     try:
+        values = seeds.tolist() if isinstance(seeds, Tensor) else tuple(seeds)
         checked = tuple(operator.index(seed) for seed in values)
     except TypeError:
         raise ValueError(f"seeds is {seeds!r}; allowed: a sequence of integers") from None
     if not checked:
         raise ValueError("seeds is empty; allowed: at least one seed")
-    for seed in checked:
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seeds contains {seed}; allowed: integers in [0, 2**64)")
-    if len(set(checked)) != len(checked):
-        repeated = next(seed for i, seed in enumerate(checked) if seed in checked[:i])
-        raise ValueError(f"seeds contains {repeated} more than once; a seed is one image, so allowed: distinct seeds")
+    seen = set[int]()
+    for given, seed in zip(values, checked, strict=True):
+        if isinstance(given, bool) or not 0 <= seed < 2**64:  # a truth value has an index too
+            raise ValueError(f"seeds contains {given}; allowed: integers in [0, 2**64)")
+        if seed in seen:
+            raise ValueError(f"seeds contains {seed} more than once; a seed is one image, so allowed: distinct seeds")
+        seen.add(seed)
     return checked
 
 

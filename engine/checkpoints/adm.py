@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from .storage import StoredTensor
-from .translation import Original, Tensors, Translation, merge, stored
+from .translation import Original, Tensors, Translation, merge, state_dict_of
 
 _RES = {"in_layers.0": "norm0", "in_layers.2": "conv0", "emb_layers.1": "affine", "out_layers.0": "norm1"} | {
     "out_layers.3": "conv1",
@@ -20,7 +20,7 @@ _HEAD = 64  # channels of a head in our DhariwalUNet, as in the published 64x64,
 
 def find(saved: object) -> Original | None:
     """The network of a state dict, if its names are guided-diffusion's."""
-    state = stored(saved)
+    state = state_dict_of(saved)
     named = state is not None and {"time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"} <= state.keys()
     return _ADM(state) if state is not None and named else None
 
@@ -140,7 +140,7 @@ def _blocks(config: Mapping[str, Any]) -> dict[str, tuple[str, str | None]]:
 
 
 def _layers(config: Mapping[str, Any]) -> dict[str, str]:
-    """Their layer -> ours, except for what is stored in another order."""
+    """Their layer -> ours, except for what is state_dict_of in another order."""
     size = config["img_resolution"]
     layers = {"input_blocks.0.0": f"enc.{size}x{size}_conv", **_OUTER}
     for ours, (theirs, attention) in _blocks(config).items():

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from .storage import StoredTensor
-from .translation import Original, Tensors, Translation, merge, stored
+from .translation import Original, Tensors, Translation, merge, state_dict_of
 
 _RES = {"GroupNorm_0": "norm0", "Conv_0": "conv0", "Dense_0": "affine", "GroupNorm_1": "norm1"} | {
     "Conv_1": "conv1",
@@ -23,7 +23,7 @@ _Module = dict[str, StoredTensor]
 
 def find(saved: object) -> Original | None:
     """The network of a checkpoint, if its names are score_sde_pytorch's."""
-    model = stored(saved.get("model")) if isinstance(saved, dict) else None
+    model = state_dict_of(saved.get("model")) if isinstance(saved, dict) else None
     if model is None or not any(key.startswith("all_modules.") for key in model):
         return None
     assert isinstance(saved, dict)  # or there were no model

@@ -49,7 +49,7 @@ def merge(inferred: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     return {**given, **inferred}
 
 
-def stored(tensors: object) -> dict[str, StoredTensor] | None:
+def state_dict_of(tensors: object) -> dict[str, StoredTensor] | None:
     """A state dict, or None if this is none; DataParallel's prefix is taken off."""
     if not isinstance(tensors, dict) or not tensors:
         return None

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..allowed import integer
 from .archive import Archive
 from .base import Images, Output
 from .kinds import NPZ, TAR, ZIP
@@ -19,8 +20,7 @@ def open_output(
     """Raises ValueError naming the argument, for a format or an option that does not fit; writes nothing."""
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed: {', '.join(FORMATS)}")
-    if not (type(shard) is int and shard >= 1):
-        raise ValueError(f"shard is {shard!r}; allowed: an integer from 1")
+    shard = integer("shard", shard, 1)
     if format != "npz" and (len(images.shape) != 3 or images.shape[0] not in (1, 3)):
         raise ValueError(f"format is {format!r} and images are {list(images.shape)}; allowed: [1 or 3, H, W], or npz")
     if format == "png":

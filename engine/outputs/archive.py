@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..files import atomic_path
-from .base import Images, Output, digest
+from .base import PARTS, Images, Output, digest, write_sums
 from .kinds import Kind
 
 
@@ -34,11 +34,16 @@ class Archive(Output):
                 part.writestr(str(position), self.kind.encode(image))
 
     def finish(self) -> None:
-        for name, positions in self.files.items():
-            if not self._stands(name):
-                with atomic_path(self.folder / name) as temporary:
-                    self.kind.write(temporary, self.images, positions, self._entries(positions))
-        self._end({name: digest(self.folder / name) for name in self.files})
+        self._end({name: self._sums[name] if self._stands(name) else self._make(name) for name in self.files})
+
+    def _make(self, name: str) -> str:
+        """One file, of parts; its SHA-256."""
+        positions = self.files[name]
+        with atomic_path(self.folder / name) as temporary:
+            self.kind.write(temporary, self.images, positions, self._entries(positions))
+            made = digest(temporary)
+            write_sums(self.folder / PARTS / f"{name}.sha256", {name: made})
+        return made
 
     def _files_of(self, batch: int) -> list[str]:
         own = self._positions(batch)

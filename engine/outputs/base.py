@@ -1,9 +1,11 @@
 """What every output does: batches that are whole or absent, and a list of checksums at the end."""
 
 import hashlib
+import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ from ..files import remove_temporaries, write_bytes
 
 PARTS = ".parts"  # what a job that goes on knows of its batches; gone when it has ended
 SUMS = "checksums.sha256"  # what `sha256sum --check` reads
+WRITTEN = re.compile(r"([0-9]{6,}/)?[0-9]{6,}\.png|images(-[0-9]{6,})?\.(zip|tar|npz)")  # what a job's files are called
 Label = int | list[float]
 
 
@@ -34,8 +37,9 @@ class Images:
 class Output(ABC):
     """Images in a folder, written batch by batch by any number of processes and in any order.
 
-    A batch's bytes depend on its images alone, so to write it again changes nothing. torn: the names of files that
-    were there and were not what they should be, as `complete` finds them.
+    A batch's bytes depend on its images alone, so to write it again changes nothing. A file's checksum is on a list
+    before the file is there, so that a list names all that a job has written, wherever it was interrupted. torn: the
+    names of files that were there and were not what they should be, as `complete` finds them.
     """
 
     def __init__(self, folder: Path, images: Images, batch_size: int) -> None:
@@ -44,13 +48,14 @@ class Output(ABC):
         self.torn: list[str] = []
 
     def begin(self, resume: bool) -> None:
-        """By one process, before any other call: what an earlier job left is removed, unless this one goes on with it.
+        """By one process, before any other call: what an earlier job wrote is removed, unless this one goes on with it.
 
-        Images stay where they are until their successors take their places.
+        The lists go last: until then the earlier job can be resumed.
         """
         if not resume:
-            (self.folder / SUMS).unlink(missing_ok=True)
+            self._remove_written()
             self._remove_parts()
+            (self.folder / SUMS).unlink(missing_ok=True)
         for folder in self._folders():
             remove_temporaries(folder)
 
@@ -94,9 +99,30 @@ class Output(ABC):
         write_sums(self.folder / SUMS, sums)
         self._remove_parts()
 
+    def _remove_written(self) -> None:
+        """The files that an earlier job's lists name, if they are still what it wrote. A list may say anything."""
+        named = ((self.folder / name, expected) for name, expected in self._listed() if WRITTEN.fullmatch(name))
+        # All are read before one is removed: an error loses nothing.
+        written = {path for path, expected in named if _lies_in(self.folder, path) and digest(path) == expected}
+        for path in written:
+            path.unlink()
+        for folder in {path.parent for path in written} - {self.folder}:
+            with suppress(OSError):  # others have files in it
+                folder.rmdir()
+
+    def _listed(self) -> Iterator[tuple[str, str]]:
+        """Names and SHA-256 of all files that a job in this folder has written, whatever its format."""
+        for path in [self.folder / SUMS, *(self.folder / PARTS).glob("*.sha256")]:
+            yield from read_sums(path).items()
+
     def _remove_parts(self) -> None:
         if (self.folder / PARTS).exists():
             shutil.rmtree(self.folder / PARTS)
+
+
+def _lies_in(folder: Path, path: Path) -> bool:
+    """Whether a path is a file, in a folder that no link leads out of."""
+    return path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(folder.resolve())
 
 
 def digest(path: Path) -> str:

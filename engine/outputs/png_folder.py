@@ -12,7 +12,8 @@ from .base import Images, Output, read_sums, write_sums
 
 
 class PngFolder(Output):
-    """Every image is a file from the moment its batch is drawn; a batch's part is the checksums of its files.
+    """Every image is a file from the moment its batch is drawn; a batch's part is the checksums of its files, which is
+    there before them.
 
     subdirs: a sub-folder for every thousand numbers.
     """
@@ -34,8 +35,10 @@ class PngFolder(Output):
     def write(self, batch: int, images: Tensor) -> None:
         names = [self.name(position) for position in self._positions(batch)]
         with ThreadPoolExecutor(2) as pool:
-            digests = list(pool.map(lambda name, image: _write(self.folder / name, image), names, images))
-        write_sums(self._part(batch, "sha256"), dict(zip(names, digests, strict=True)))
+            encoded = list(pool.map(encode_png, images))
+            digests = pool.map(lambda data: hashlib.sha256(data).hexdigest(), encoded)
+            write_sums(self._part(batch, "sha256"), dict(zip(names, digests, strict=True)))
+            list(pool.map(lambda name, data: write_bytes(self.folder / name, data), names, encoded))
 
     def finish(self) -> None:
         self._end({name: value for batch in range(self.batches) for name, value in self._batch_sums(batch).items()})
@@ -49,9 +52,3 @@ class PngFolder(Output):
 
     def _folders(self) -> set[Path]:
         return super()._folders() | {(self.folder / self.name(p)).parent for p in range(len(self.images.numbers))}
-
-
-def _write(path: Path, image: Tensor) -> str:
-    data = encode_png(image)
-    write_bytes(path, data)
-    return hashlib.sha256(data).hexdigest()

@@ -342,7 +342,7 @@ def test_anew_removes_only_what_the_earlier_job_wrote(tmp_path):
     (out / "000003.png").write_bytes(b"replaced")
     beside.mkdir()
     (out / "001000").symlink_to(beside)
-    (out / "000011.png").symlink_to(beside / "000010.png")
+    (out / "000011.png").symlink_to(out / "notes.txt")
     others = ["notes.txt", ".000007.png", "seven/000007.png", "../beside/000009.png", "001000/000010.png"]
     for name in others:
         (out / name).parent.mkdir(exist_ok=True)
