@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .denoiser import Denoiser, network_dtype
 from .modes import own_modes
+from .networks.tape import Remembered
 from .probe import network_inputs, sigmas_of
 from .warn import warn_caller
 
@@ -55,6 +56,8 @@ def make_batch_invariant(denoiser: Denoiser, batch_size: int) -> None:
             UserWarning,
         )
     denoiser.model = BatchInvariant(denoiser.model, good)
+    if denoiser.remembered is not None:
+        denoiser.remembered = Remembered(denoiser.model)
 
 
 def _places(size: int) -> set[int]:

@@ -15,6 +15,7 @@ from . import tensor_file
 from .allowed import integer, is_number, require
 from .networks import DhariwalUNet, SongUNet
 from .networks.block import Columns
+from .networks.tape import Remembered
 from .preconditioning import Preconditioning, require_preconditioning
 
 _NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
@@ -47,6 +48,8 @@ class Denoiser(nn.Module):
     Raises ValueError naming what does not fit, a network of this package with other channels or labels among it.
     ``config`` is the dict it was built from by `from_config`, ``class_names`` what a checkpoint calls its classes.
     """
+
+    remembered: Remembered | None = None  # what an engine has of its own network's evaluations on a CPU
 
     def __init__(
         self,
@@ -169,7 +172,8 @@ class Denoiser(nn.Module):
     def call_network(self, net_in: Tensor, c_noise: Tensor, class_labels: Tensor | None, **extra: Tensor) -> Tensor:
         """F(net_in; c_noise) [B, >=C, *spatial] in the network's dtype; refuses an output of another shape."""
         labels = (class_labels,) if self.label_dim else ()
-        F = self.model(net_in, c_noise, *labels, **extra)
+        network = self.model if self.remembered is None or extra else self.remembered
+        F = network(net_in, c_noise, *labels, **extra)
         if not isinstance(F, Tensor):
             raise ValueError(f"the network returned a {type(F).__name__}; allowed: a tensor")
         batch, channels, *spatial = len(net_in), self.img_shape[0], *net_in.shape[2:]

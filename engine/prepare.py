@@ -11,6 +11,7 @@ from .networks.block import UNetBlock, gather_affines
 from .networks.layers import Conv2d, GroupNorm, Linear, PositionalEmbedding
 from .networks.ops import TORCH, Ops
 from .networks.precision import cast_network, is_cast
+from .networks.tape import Remembered
 from .warn import warn_caller
 
 
@@ -33,6 +34,9 @@ def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Den
         prepared = _copy(denoiser, {}).to(device).eval()
         _specialise(prepared.model, device)  # before the cast: weights are scaled in float32
         cast_network(prepared.model, dtype)
+    # Other modules, of our layers or not, may decide by values.
+    if device.type == "cpu" and type(prepared.model) in (SongUNet, DhariwalUNet):
+        prepared.remembered = Remembered(prepared.model)
     return prepared
 
 

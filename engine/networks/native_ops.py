@@ -27,6 +27,7 @@ from .dense import (
     suits,
 )
 from .ops import Packed, Resample
+from .tape import whole
 from .winograd import tile_for
 
 if TYPE_CHECKING:
@@ -62,34 +63,28 @@ def group_norm(
             silu=silu, beside=beside, add=add, scale_shift=scale_shift, resample=resample, keep=keep,
         )  # fmt: skip
     require_weights(x, beside, weight, bias)
-    out, kept = outputs(x, beside, resample, keep, make)
     add = rows(add)
     scale, shift = rows_alike(scale_shift)
     batch, own, height, width = x.shape
     dtypes, resamplings = _names()
-    with _shown("edm::group_norm"):
-        _extension().group_norm_cpu(
-            x.data_ptr(),
-            _address(beside),
-            weight.data_ptr(),
-            bias.data_ptr(),
-            out.data_ptr(),
-            _address(kept),
-            dtypes[x.dtype],
-            (batch, height, width, own, out.shape[1] - own),
-            groups,
-            eps,
-            silu,
-            _address(add),
-            0 if add is None else add.stride(0),
-            _address(scale),
-            _address(shift),
-            0 if scale is None else scale.stride(0),
-            1.0 if keep is None else keep,
-            resamplings[None if resample is None else resample.up],
-            () if resample is None else resample.taps,
-            torch.get_num_threads(),
-        )
+    others = 0 if beside is None else beside.shape[1]
+    norm = (dtypes[x.dtype], (batch, height, width, own, others), groups, eps, silu)
+    strides = (0 if add is None else add.stride(0), 0 if scale is None else scale.stride(0))
+    resampling = (resamplings[None if resample is None else resample.up], () if resample is None else resample.taps)
+
+    def normalise(
+        x: Tensor, beside: Tensor | None, add: Tensor | None, scale: Tensor | None, shift: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        out, kept = outputs(x, beside, resample, keep, make)
+        with _shown("edm::group_norm"):
+            _extension().group_norm_cpu(
+                x.data_ptr(), _address(beside), weight.data_ptr(), bias.data_ptr(), out.data_ptr(), _address(kept),
+                *norm, _address(add), strides[0], _address(scale), _address(shift), strides[1],
+                1.0 if keep is None else keep, *resampling, torch.get_num_threads(),
+            )  # fmt: skip
+        return out, kept
+
+    out, kept = whole(normalise, x, beside, add, scale, shift)
     return out, x if kept is None else kept
 
 
@@ -158,13 +153,19 @@ def _convolve(
     require_dense(bias, outputs, "bias")
     if add is not None and add.shape != (batch, outputs, height, width):
         raise ValueError(f"add is {list(add.shape)}; allowed: {[batch, outputs, height, width]}")
-    out = make(x, (batch, outputs, height, width))
-    with _shown("edm::winograd"):
-        _extension().winograd_cpu(
-            x.data_ptr(), weight.data_ptr(), _address(bias), _address(add), out.data_ptr(), _names()[0][x.dtype],
-            (batch, height, width, inputs, outputs), m, torch.get_num_threads(),
-        )  # fmt: skip
-    return out
+    dtype, sizes = _names()[0][x.dtype], (batch, height, width, inputs, outputs)
+
+    def convolve(x: Tensor, add: Tensor | None) -> Tensor:
+        out = make(x, (batch, outputs, height, width))
+        with _shown("edm::winograd"):
+            _extension().winograd_cpu(
+                x.data_ptr(), weight.data_ptr(), _address(bias), _address(add), out.data_ptr(), dtype, sizes, m,
+                torch.get_num_threads(),
+            )  # fmt: skip
+        return out
+
+    made: Tensor = whole(convolve, x, add)
+    return made
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None = None, silu: bool = False) -> Tensor:
@@ -178,14 +179,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None
     if x.dim() != 2 or x.shape[1] != weight.shape[1] or (add is not None and add.shape != shape):
         given = f"x is {list(x.shape)}, add {None if add is None else list(add.shape)}"
         raise ValueError(f"{given}; allowed: [B, {weight.shape[1]}], and None or [B, {weight.shape[0]}]")
-    out = x.new_empty(shape)
     sizes = (*x.shape, weight.shape[0])
-    with _shown("edm::linear"):
-        _extension().linear_cpu(
-            x.data_ptr(), weight.data_ptr(), _address(bias), _address(add), out.data_ptr(), *sizes, silu,
-            torch.get_num_threads(),
-        )  # fmt: skip
-    return out
+
+    def multiply(x: Tensor, add: Tensor | None) -> Tensor:
+        out = x.new_empty(shape)
+        with _shown("edm::linear"):
+            _extension().linear_cpu(
+                x.data_ptr(), weight.data_ptr(), _address(bias), _address(add), out.data_ptr(), *sizes, silu,
+                torch.get_num_threads(),
+            )  # fmt: skip
+        return out
+
+    made: Tensor = whole(multiply, x, add)
+    return made
 
 
 @cache

@@ -56,6 +56,19 @@ def test_it_is_as_exact_as_the_plain_module(kind, dtype):
     assert error.abs().max() <= 1.5 * plain.abs().max()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_evaluations_that_are_remembered_are_the_same_bits(kind, dtype):
+    prepared = engine.Engine(denoiser_of(kind), dtype=dtype).denoiser
+    for batch in (1, 3):
+        x, c_noise, labels = inputs(dtype, batch)
+        for i in range(5):
+            of = (x * (1 + i), c_noise + i, labels.roll(i, 1))
+            assert torch.equal(prepared.call_network(*of), prepared.model(*of))
+    assert all(tape is not None for tape in prepared.remembered._tapes.values())
+
+
 def test_the_caller_s_module_is_left_alone():
     denoiser = denoiser_of("ddpmpp")
     before = {name: value.clone() for name, value in denoiser.state_dict().items()}

@@ -33,6 +33,7 @@ LAYERS = [
         "networks.activations",
         "networks.winograd",
         "networks.native_ops",
+        "networks.tape",
         "networks.triton_ops",
         "networks.layers",
         "networks.block",
