@@ -63,14 +63,23 @@ class Launcher:
         are to be copied to the host."""
         while True:
             largest = self.largest
+            crowded = self.captured is not None and self.captured.loops() != ()
             try:
                 return self._all(run, job, watch, finish, to_host)
             except torch.OutOfMemoryError:
                 attempted = self._size(min(largest, len(job.positions)))
-                if attempted == 1 or (self._shrunk and attempted <= self.largest):
+                if not crowded and (attempted == 1 or (self._shrunk and attempted <= self.largest)):
                     raise
             # Outside of the handler, whose traceback holds the tensors of the attempt.
-            self._shrink(run, attempted)
+            self._make_room(run)
+            if not crowded:  # by graphs of other batches, say, which are gone now
+                self._shrink(run, attempted)
+
+    def _make_room(self, run: Run) -> None:
+        if self.captured is not None:
+            self.captured.clear()
+        if run.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _shrink(self, run: Run, attempted: int) -> None:
         """Draw half as many at a time from now on, unless another thread has come to that already."""
@@ -78,10 +87,6 @@ class Launcher:
             if self.largest < attempted:
                 return
             self._shrunk, self.largest = True, attempted // 2
-        if self.captured is not None:
-            self.captured.clear()
-        if run.device.type == "cuda":
-            torch.cuda.empty_cache()
         warn_caller(
             f"batches of {attempted} do not fit into the memory of {run.device}; drawing {attempted // 2} at a time, "
             "which may change the network's last bits (README, Seeds)"

@@ -251,6 +251,8 @@ def _normal_cuda(keys: list[int], draws: list[int], dims: list[int], device: tor
 def _normal_triton(keys: list[int], draws: list[int], dims: list[int], device: torch.device) -> torch.Tensor:
     from .kernels import philox
 
+    if math.prod(dims) >= 2**31 - 512:
+        raise ValueError(f"shape is {tuple(dims)}; allowed with backend 'triton': fewer than 2^31 - 512 elements")
     out = torch.empty((len(keys), *dims), dtype=torch.float32, device=device)
     key, counter = (to_device(seed_bits(values, "cpu"), device) for values in (keys, draws))
     philox.normal(key, counter, out)

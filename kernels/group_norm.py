@@ -37,7 +37,8 @@ from .advance import _round_to, _to_float32
 
 PIXELS = 64  # of a tile of the split reduction
 CHANNELS = 64
-LARGEST_SLAB = 16384  # elements: 64 registers in each of 256 threads
+LARGEST_SLAB = 16384  # elements: 32 registers in each of 512 threads
+MOST_BLOCKS = 65535  # along the second and third axis of a launch
 
 
 @triton.jit
@@ -246,6 +247,12 @@ def slab_of(batch: int, channels: int, groups: int, pixels: int, processors: int
     return group, slab_groups, rows * slab_groups * group
 
 
+def launches(batch: int, channels: int, pixels: int) -> bool:
+    """Whether tensors of so many samples, channels and pixels, the larger of input and output, can be launched for:
+    offsets in a sample have 32 bits, and samples and tiles of pixels are counted along axes of a grid."""
+    return batch <= MOST_BLOCKS and channels * pixels < 2**31 and triton.cdiv(pixels, PIXELS) <= MOST_BLOCKS
+
+
 def reads_once(batch: int, channels: int, groups: int, pixels: int, processors: int) -> bool:
     """Whether a norm is computed in one read: its slabs fit, and there are not too few of them."""
     _, slab_groups, slab = slab_of(batch, channels, groups, pixels, processors)
@@ -276,12 +283,14 @@ def group_norm(
     up: bool,
     keep_scale: float,
     processors: int,
+    once: bool | None = None,
 ) -> None:
     """One launch, or two; checks nothing (`engine.networks.triton_ops` does).
 
     x, beside, out, keep [B, C, H, W] dense in channels_last and of one dtype, weight and bias [C] of it; add, scale and
     shift float32 [B, C] with dense rows, those of scale and shift as far apart. taps: of the resampling filter, () for
-    none. processors: programs that fill the device. At most 2^31 elements a sample.
+    none. processors: programs that fill the device. once: whether to read once, where slabs fit; None for the rule
+    (`reads_once`). The sizes must be such as `launches` allows.
     """
     batch, own, height, width = x.shape
     channels, pixels = out.shape[1], height * width
@@ -293,11 +302,11 @@ def group_norm(
     done = {"HAS_SCALE": scale is not None, "SILU": silu, "KEEP": keep is not None}
     inputs = (x, x if beside is None else beside)
     with torch.cuda.device_of(x):
-        if not taps and reads_once(batch, channels, groups, pixels, processors):
+        if not taps and (reads_once(batch, channels, groups, pixels, processors) if once is None else once):
             _slab_kernel[(triton.cdiv(groups, slab_groups), batch)](
                 *inputs, *norm, pixels, channels, own, *strides, eps, keep_scale,
                 GROUPS=slab_groups, GROUP=group, PER_GROUP=per_group, PIXELS=triton.next_power_of_2(pixels),
-                **there, **done, num_warps=max(1, min(8, slab // 1024)), enable_fp_fusion=True,
+                **there, **done, num_warps=max(1, min(16, slab // 1024)), enable_fp_fusion=True,
             )  # fmt: skip
             return
         tiles = _tiles(triton.cdiv(pixels, PIXELS), batch * triton.cdiv(channels, CHANNELS), processors)

@@ -1,5 +1,6 @@
 """How work on a device is captured: `CudaCapture`, and the table of devices that know how."""
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,18 @@ class Capture(Protocol):
         """Bytes that graphs may take where nobody says how many."""
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """The garbage collector might destroy another graph, or unload a kernel, which CUDA refuses during a capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class CudaCapture:
     """CUDA graphs of one engine: a side stream and a memory pool that all its graphs share.
 
@@ -58,6 +71,7 @@ class CudaCapture:
         self._stream = torch.cuda.Stream(device, priority=-1)
         self._pool: Any = None
         self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        self._failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator of pinned memory goes on asking them
         self._last: torch.cuda.Event | None = None
 
     @contextmanager
@@ -96,27 +110,37 @@ class CudaCapture:
 
     def capture(self, work: Work) -> Graph:
         """Other threads' calls may go on meanwhile, but for random numbers from torch's default CUDA generator, which
-        torch refuses them during a capture; this thread waits for the device once."""
-        with _ONE_AT_A_TIME, torch.cuda.device(self.device):
-            started, current = time.perf_counter(), torch.cuda.current_stream(self.device)
+        torch refuses them during a capture, and for `torch.cuda.synchronize`, by which some drivers let a capture fail:
+        so it is tried twice. This thread waits for the device once."""
+        with _ONE_AT_A_TIME, torch.cuda.device(self.device), _no_collection():
+            started = time.perf_counter()
             torch.cuda.empty_cache()
             free = torch.cuda.mem_get_info(self.device)[0]
-            if self._pool is None or not self._graphs:  # torch gives a pool up with its last graph
-                self._pool = torch.cuda.graph_pool_handle()
-            graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                    work()
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                self._clean_up()
-                raise CaptureError(f"the loop could not be captured in a CUDA graph: {error}") from error
-            finally:
-                torch.cuda.set_stream(current)  # torch leaves the side stream current when a capture fails
+                graph = self._captured(work)
+            except CaptureError:
+                graph = self._captured(work)
             self._graphs.add(graph)
             taken = max(0, free - torch.cuda.mem_get_info(self.device)[0])
             return Graph(graph.replay, taken, time.perf_counter() - started)
+
+    def _captured(self, work: Work) -> torch.cuda.CUDAGraph:
+        current = torch.cuda.current_stream(self.device)
+        if self._pool is None or not self._graphs:  # torch gives a pool up with its last graph
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                work()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._failed.append(graph)
+            self._clean_up()
+            raise CaptureError(f"the loop could not be captured in a CUDA graph: {error}") from error
+        finally:
+            torch.cuda.set_stream(current)  # torch leaves the side stream current when a capture fails
+        return graph
 
     def _clean_up(self) -> None:
         """What torch leaves behind when a capture fails: an allocator and a generator that take it for under way."""

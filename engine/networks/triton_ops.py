@@ -28,8 +28,9 @@ def group_norm(
     resample: Resample | None = None,
     keep: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`ops.group_norm`; what the kernels do not know (other layouts, float64, gradients) torch computes."""
-    if not (suits(x, beside) and resamples(x, resample)):
+    """`ops.group_norm`; other layouts, float64, gradients and huge images, which the kernels do not know, torch
+    computes."""
+    if not (suits(x, beside) and resamples(x, resample) and _launches(x, beside, resample)):
         return ops.group_norm(
             x, weight, bias, groups, eps,
             silu=silu, beside=beside, add=add, scale_shift=scale_shift, resample=resample, keep=keep,
@@ -46,6 +47,14 @@ def group_norm(
         keep_scale=1.0 if keep is None else keep, processors=_processors(x.device),
     )  # fmt: skip
     return out, x if kept is None else kept
+
+
+def _launches(x: Tensor, beside: Tensor | None, resample: Resample | None) -> bool:
+    from ..kernels import group_norm as kernel
+
+    channels = x.shape[1] + (0 if beside is None else beside.shape[1])
+    pixels = x.shape[2] * x.shape[3] * (4 if resample is not None and resample.up else 1)
+    return kernel.launches(x.shape[0], channels, pixels)
 
 
 def conv2d(
@@ -83,7 +92,7 @@ def own_tile(x: Tensor, weight: Tensor, padding: int) -> tuple[int, int, int, in
     known = x.dtype in (torch.float16, torch.bfloat16) and size in ([1, 1], [3, 3]) and padding == size[0] // 2
     whole = channels_in % 16 == 0 and channels_out % 16 == 0  # 16-byte accesses
     rows = x.shape[0] * x.shape[2] * x.shape[3]
-    whole = whole and weight.is_contiguous(memory_format=torch.channels_last)
+    whole = whole and weight.is_contiguous(memory_format=torch.channels_last) and rows < 2**31
     return kernel.own_tile(rows, channels_out, size[0], _processors(x.device)) if known and whole else None
 
 

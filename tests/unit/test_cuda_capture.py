@@ -1,5 +1,6 @@
 """`CudaCapture` and `CopyOut` against a torch.cuda that only writes down what is asked of it: the order of events."""
 
+import gc
 import threading
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -42,7 +43,7 @@ class Event:
 @pytest.fixture
 def log(monkeypatch):
     """torch.cuda, as far as the engine uses it; ``log.current`` is the current stream."""
-    found = SimpleNamespace(lines=[], free=1000, pools=0, fails=None)
+    found = SimpleNamespace(lines=[], free=1000, pools=0, fails=[])
     found.current = found.main = Stream(found.lines, "main")
 
     def new_stream(device, priority=0):
@@ -62,9 +63,8 @@ def log(monkeypatch):
         found.lines.append(f"capture on {stream.name} in {pool}")
         before, found.current = found.current, stream
         yield
-        fails, found.fails = found.fails, None
-        if fails is not None:  # as torch does: the error comes on leaving, and the stream stays
-            raise fails
+        if found.fails and pool is not None:  # as torch does: the error comes on leaving, and the stream stays
+            raise found.fails.pop()
         found.free -= 300
         found.current = before
 
@@ -152,24 +152,51 @@ def test_captures_share_a_pool_while_one_of_them_lives(log):
 
 def test_a_capture_that_fails_leaves_stream_allocator_and_generator_as_they_were(log):
     capture = CudaCapture(CUDA)
-    log.fails = RuntimeError("CUDA error: operation not permitted when stream is capturing")
+    log.fails = [RuntimeError("CUDA error: operation not permitted when stream is capturing")] * 2
     with pytest.raises(
         CaptureError, match="could not be captured in a CUDA graph: CUDA error: operation not permitted"
     ):
         capture.capture(lambda: None)
     assert log.current is log.main
     assert log.lines == [
-        "capture on side in pool 1",
-        "_cuda_endAllocateToPool 0 pool 1",
-        "_cuda_releasePool 0 pool 1",
-        "capture on side in None",
+        line
+        for pool in ("pool 1", "pool 2")
+        for line in (
+            f"capture on side in {pool}",
+            f"_cuda_endAllocateToPool 0 {pool}",
+            f"_cuda_releasePool 0 {pool}",
+            "capture on side in None",
+        )
     ]
     capture.capture(lambda: None)
-    assert log.lines[-1] == "capture on side in pool 2"
+    assert log.lines[-1] == "capture on side in pool 3"
+
+
+def test_a_capture_that_another_thread_spoilt_is_tried_again(log):
+    capture = CudaCapture(CUDA)
+    log.fails = [RuntimeError("CUDA error: operation failed due to a previous error during capture")]
+    capture.capture(lambda: None).replay()
+    assert log.current is log.main
+    assert log.lines[-2:] == ["capture on side in pool 2", "replay"]
+
+
+def test_no_garbage_is_collected_during_a_capture(log):
+    collects = []
+    CudaCapture(CUDA).capture(lambda: collects.append(gc.isenabled()))
+    assert collects == [False]
+    assert gc.isenabled()
+    log.fails = [RuntimeError("no")] * 2
+    with pytest.raises(CaptureError):
+        CudaCapture(CUDA).capture(lambda: None)
+    assert gc.isenabled()
+    gc.disable()
+    CudaCapture(CUDA).capture(lambda: None)
+    assert not gc.isenabled()
+    gc.enable()
 
 
 def test_too_little_memory_is_told_as_such(log):
-    log.fails = torch.OutOfMemoryError("CUDA out of memory")
+    log.fails = [torch.OutOfMemoryError("CUDA out of memory")]
     with pytest.raises(torch.OutOfMemoryError):
         CudaCapture(CUDA).capture(lambda: None)
     assert log.current is log.main

@@ -195,6 +195,27 @@ def test_what_does_not_fit_at_half_the_size_is_an_error(graph):
         hungry(0, graph=graph).sample(seeds=[1])
 
 
+class Crowded(Hungry):
+    """Three samples fit only where no graphs of other batches take the memory."""
+
+    crowd = staticmethod(lambda: ())
+
+    def forward(self, x, c_noise):
+        if len(x) == 3 and len(self.crowd()) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x, c_noise)
+
+
+def test_graphs_of_other_batches_make_room_first(graph):
+    prepared = engine.Engine(Denoiser(Crowded(8), EDM(), img_shape=SHAPE), sampler=HEUN, batch_size=8, graph=graph)
+    expected = engine.sample(prepared._source, sampler=HEUN, seeds=range(8))
+    prepared.denoiser.model.crowd = lambda: prepared.captures
+    for _ in range(2):
+        assert torch.equal(prepared.sample(seeds=range(8)), expected)
+    assert torch.equal(prepared.sample(seeds=range(3)), expected[:3])  # and no warning that batches are smaller now
+    assert torch.equal(prepared.sample(seeds=range(8)), expected)
+
+
 class Breaking(Hungry):
     """Also gives infinity for a sample whose first pixel is large, but not in float32."""
 
