@@ -2,8 +2,11 @@
 preconditionings, denoisers and guidance are checked here."""
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
+
+ReadBy = Mapping[str, Mapping[str, tuple[object, ...]]]  # parameter -> choice -> its values that read the parameter
 
 
 def require(name: str, value: object, ok: bool, allowed: str) -> None:
@@ -40,3 +43,16 @@ def check_integers(record: object, names: str, lowest: int, highest: int | None 
     """`integer` for fields of a frozen record."""
     for name in names.split():
         object.__setattr__(record, name, integer(name, getattr(record, name), lowest, highest))
+
+
+def require_read(read_by: ReadBy, *records: Any) -> None:
+    """Raises ValueError for a field, other than its default, that no choice among the records' fields reads.
+
+    Such a field would be ignored, and the caller not told.
+    """
+    values = {each.name: getattr(record, each.name) for record in records for each in fields(record)}
+    defaults = {each.name: each.default for record in records for each in fields(record)}
+    for name, choices in read_by.items():
+        read = values[name] == defaults[name] or any(values.get(choice) in some for choice, some in choices.items())
+        unless = " or ".join(f"{choice} is {', '.join(map(repr, some))}" for choice, some in choices.items())
+        require(name, values[name], read, f"{defaults[name]!r}, unless {unless}")

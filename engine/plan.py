@@ -54,9 +54,8 @@ class Row:
     """
 
     op: Op
-    sigma: float = (
-        math.nan
-    )  # noise level of the evaluation this row consumes: decides c_*, guidance; not read by kernels
+    # Noise level of the evaluation this row consumes: decides c_* and guidance; kernels do not read it.
+    sigma: float = math.nan
     c_skip: float = 0.0
     c_out: float = 0.0
     guide_F: float = 1.0
@@ -96,6 +95,7 @@ class Row:
     c_noise: float = 0.0
 
     def then(self, **changes: float) -> "Row":
+        """The row with other numbers in some columns."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
@@ -106,6 +106,7 @@ X_FROM, KEEP_FROM, STORE_FROM = (
 
 
 Guide = Callable[[float], dict[str, float]]
+Limit = tuple[str, Callable[[float], bool]]  # what is allowed, and whether a number is
 
 
 class Sampler(ABC):
@@ -117,18 +118,13 @@ class Sampler(ABC):
         """Number of steps."""
 
     @property
-    def draws(self) -> int:
-        """Number of churn noises a sample may need; where there is one a step, step i draws noise i."""
-        return self.steps
-
-    @property
     def scaled(self) -> bool:
         """Whether the rows carry s x with s = 1 / sqrt(1 + sigma^2), and so stay finite where sigma is not."""
         return False
 
     @abstractmethod
     def rows(self, preconditioning: Preconditioning) -> list[Row]:
-        """A BEGIN row, then one row per network evaluation."""
+        """A BEGIN row, then one row per network evaluation; where there is one noise a step, step i draws noise i."""
 
 
 class Plan:
@@ -136,8 +132,8 @@ class Plan:
 
     Attributes: ``table`` float64 [nfe + 1, len(COLUMNS)], read-only; ``rows``, the same as records; ``nfe``, number
     of network evaluations; ``sigmas``, their noise levels; ``s_begin``, the scale s(t_0) of x at the start; ``steps``;
-    ``draws``, how many noises a sample may need; ``stochastic``, whether any row adds noise; ``slots``, how many
-    state-sized buffers the rows use beside x.
+    ``draws``, how many noises a sample may need: one a step, or more where the rows number more; ``stochastic``,
+    whether any row adds noise; ``slots``, how many state-sized buffers the rows use beside x.
     Raises ValueError when a row breaks an invariant: a sampler that fills its table wrongly does not run.
     """
 
@@ -151,8 +147,8 @@ class Plan:
         require(f"rows of {type(sampler).__name__}", rows, ok, "a list of engine.plan.Row")
         _check_order(rows)
         coefficients = preconditioning.scaled_coefficients if sampler.scaled else preconditioning.coefficients
-        self.draws = sampler.draws
         self._fill(_precondition(rows, coefficients))
+        self.draws = max(self.steps, *(1 + int(row.draw) for row in rows))
         self.nfe = len(self.rows) - 1
         first = self.rows[1].sigma
         self.s_begin = (1 + first**2) ** -0.5 if sampler.scaled else self.rows[0].s_next / self.rows[0].ratio
@@ -162,7 +158,7 @@ class Plan:
 
     def _fill(self, rows: Sequence[Row]) -> None:
         self.rows = tuple(rows)
-        _check_numbers(self.rows, self.draws)
+        _check_rows(self.rows)
         self.table = np.array([astuple(row) for row in self.rows], dtype=np.float64)
         self.table.setflags(write=False)
         self.digest = hashlib.sha256(self.table.tobytes()).hexdigest()
@@ -225,31 +221,59 @@ def _check_order(rows: Sequence[Row]) -> None:
             )
 
 
-def _check_numbers(rows: Sequence[Row], draws: int) -> None:
-    """Every number finite, all steps in one direction, weights that sum to one."""
+_NOT_0: Limit = ("a number other than 0", lambda v: v != 0)
+_SLOT: Limit = (f"a slot, an integer from 0 to {SLOTS - 1}, or -1", lambda v: v in range(-1, SLOTS))
+# Columns whose numbers have other limits than to be finite.
+_LIMITS: dict[str, Limit] = {
+    "slope_t": _NOT_0,
+    "s": _NOT_0,
+    "s_next": _NOT_0,
+    "std": ("a number from 0", lambda v: v >= 0),
+    "rescale": ("a number from 0 to 1", lambda v: 0 <= v <= 1),
+    # Below 2^53 a float64 holds every integer.
+    "draw": ("the index of a draw, an integer from 0 to 2^53", lambda v: 0 <= v <= 2**53 and v == int(v)),
+    "keep_slot": _SLOT,
+    "store_slot": _SLOT,
+}
+
+
+def _check_rows(rows: Sequence[Row]) -> None:
+    """Every number within its column's limits, every row right in itself, all steps h in one direction.
+
+    That sigma falls from row to row is not asked for: churn and the inversion raise it, Langevin steps repeat it, and a
+    LINEAR table may do what its method says, step back up after adding noise or evaluate at the step's end before its
+    middle. Where x goes is decided by the coefficients, which are right for any order of the levels.
+    """
     if any(row.h > 0 for row in rows) and any(row.h < 0 for row in rows):
         raise ValueError(f"h is {[row.h for row in rows]}; all steps go towards less noise, or (inversion) all to more")
     for index, row in enumerate(rows):
         what = f"row {index} ({row.op.name})"
-        for name in COLUMNS:
-            told = name == "sigma" and row.op in (Op.BEGIN, Op.LINEAR)  # at zero SNR sigma is infinite, nothing else
-            told = told and (row.op is Op.BEGIN or not math.isnan(row.sigma))
-            if not (math.isfinite(getattr(row, name)) or told):
-                raise ValueError(f"{what}: {name} is {getattr(row, name)}; allowed: a finite number")
-        if row.std < 0 or row.slope_t == 0 or row.s == 0 or row.s_next == 0:
-            raise ValueError(f"{what}: std = {row.std}, slope_t = {row.slope_t}, s = {row.s}; std >= 0, others not 0")
-        if not (0 <= row.draw < draws and row.draw == int(row.draw)):
-            raise ValueError(f"{what}: draw = {row.draw}; allowed: the index of a draw, 0 to {draws - 1}")
-        if row.op is Op.CORRECT and not math.isclose(row.w_0 + row.w_1, 1):
-            raise ValueError(f"{what}: w_0 + w_1 = {row.w_0 + row.w_1}; the weights of a corrected step sum to 1")
-        if not (-1 <= row.keep_slot < SLOTS and -1 <= row.store_slot < SLOTS):
-            raise ValueError(f"{what}: keep_slot = {row.keep_slot}, store_slot = {row.store_slot}; -1 to {SLOTS - 1}")
-        if row.keep_slot == row.store_slot != -1:
-            raise ValueError(f"{what}: keep_slot and store_slot are both {row.keep_slot}; two slots, or -1")
-        if row.op is Op.LINEAR and not any(getattr(row, name) for name in X_FROM):
-            raise ValueError(f"{what}: every x_from_* is 0; at least one is not")
-        if (row.guide_G == 0 and row.guide_F != 1) or not 0 <= row.rescale <= 1:
-            given = f"guide_F = {row.guide_F}, guide_G = {row.guide_G}, rescale = {row.rescale}"
-            raise ValueError(f"{what}: {given}; without guide_G guide_F is 1, and rescale is from 0 to 1")
-        if row.op is Op.PREDICT and (row.std != 0 or row.ratio != 1):
-            raise ValueError(f"{what}: std = {row.std}, ratio = {row.ratio}; PREDICT adds no noise")
+        _check_columns(what, row)
+        _check_row(what, row)
+
+
+def _check_columns(what: str, row: Row) -> None:
+    """Each number by itself."""
+    # BEGIN consumes no evaluation and so has no sigma; a LINEAR row's is infinite at zero terminal SNR. A NaN of other
+    # rows was refused by `_check_order`.
+    unlimited = {"sigma"} if row.op in (Op.BEGIN, Op.LINEAR) else set[str]()
+    for name in COLUMNS:
+        if not (math.isfinite(getattr(row, name)) or name in unlimited):
+            raise ValueError(f"{what}: {name} is {getattr(row, name)}; allowed: a finite number")
+    for name, (allowed, ok) in _LIMITS.items():
+        if not ok(getattr(row, name)):
+            raise ValueError(f"{what}: {name} is {getattr(row, name)}; allowed: {allowed}")
+
+
+def _check_row(what: str, row: Row) -> None:
+    """What a row's numbers must be to each other and to its op."""
+    if row.op is Op.CORRECT and not math.isclose(row.w_0 + row.w_1, 1):
+        raise ValueError(f"{what}: w_0 + w_1 is {row.w_0 + row.w_1}; allowed: 1, the sum of a corrected step's weights")
+    if row.op is Op.PREDICT and (row.std != 0 or row.ratio != 1):
+        raise ValueError(f"{what}: std is {row.std}, ratio {row.ratio}; allowed: 0 and 1, as PREDICT adds no noise")
+    if row.op is Op.LINEAR and not any(getattr(row, name) for name in X_FROM):
+        raise ValueError(f"{what}: every x_from_* is 0; allowed: one or more that are not")
+    if row.keep_slot == row.store_slot != -1:
+        raise ValueError(f"{what}: keep_slot and store_slot are both {row.keep_slot}; allowed: two slots, or -1")
+    if row.guide_G == 0 and row.guide_F != 1:
+        raise ValueError(f"{what}: guide_F is {row.guide_F}; allowed: 1 where guide_G is 0")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import discrete
-from .allowed import check_integers, check_numbers, is_number, require
+from .allowed import check_integers, check_numbers, is_number, require, require_read
 
 MOST_LEVELS = 100_000  # of discrete time: a checkpoint's config may ask for any number, and each is computed
 
@@ -32,9 +32,9 @@ class Coefficients(NamedTuple):
 
 
 class Preconditioning(ABC):
-    """How a network F becomes a denoiser D, and the noise levels it was trained for."""
+    """How a network F becomes a denoiser D; sigma_min and sigma_max are the ends of the noise levels it supports."""
 
-    sigma_min: float  # the smallest and largest noise level the network supports
+    sigma_min: float
     sigma_max: float
 
     @abstractmethod
@@ -121,6 +121,7 @@ class VP(Preconditioning):
         return _sqrt((0.5 * self.beta_d * time**2 + self.beta_min * time).exp() - 1).item()
 
     def sigma_inv(self, sigma: Tensor) -> Tensor:
+        """The time t with sigma(t) = sigma: the root of beta_d t^2 / 2 + beta_min t = ln(1 + sigma^2). Any shape."""
         return (_sqrt(self.beta_min**2 + 2 * self.beta_d * (1 + sigma**2).log()) - self.beta_min) / self.beta_d
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
@@ -155,7 +156,8 @@ class IDDPM(Preconditioning):
     M: int = 1000
 
     def __post_init__(self) -> None:
-        check_numbers(self, "C_1 C_2", "a number above 0 and finite", lambda v: 0 < v < math.inf)
+        check_numbers(self, "C_1", "a number between 0 and 1", lambda v: 0 < v < 1)
+        check_numbers(self, "C_2", "a number above 0 and finite", lambda v: 0 < v < math.inf)
         check_integers(self, "M", 2, MOST_LEVELS)
 
     @property
@@ -202,7 +204,7 @@ class Discrete(Preconditioning):
     prediction: what the network was trained to return: "epsilon" (the noise), "v" (s n - s sigma y, Salimans and Ho
     2022) or "sample" (y). zero_snr: the schedule rescaled to zero terminal SNR; sigma_max is then infinite, where an
     epsilon says nothing of y: a plan that visits it with one is refused. betas: beta_1 .. beta_T themselves, float32
-    values, where ``schedule`` and ``scale`` do not say them.
+    values, instead of ``schedule`` and ``scale``, which then keep their defaults.
     """
 
     schedule: discrete.Schedule = "linear"
@@ -225,6 +227,7 @@ class Discrete(Preconditioning):
             object.__setattr__(self, "betas", tuple(self.betas))  # a list out of a config: the record must hash
             if not (len(self.betas) == self.T and all(is_number(beta) and 0 < beta < 1 for beta in self.betas)):
                 raise ValueError(f"betas has {len(self.betas)} entries; allowed: T = {self.T} of them, between 0 and 1")
+        require_read({name: {"betas": (None,)} for name in ("schedule", "scale")}, self)
         self.levels()
 
     def levels(self) -> Tensor:
@@ -269,7 +272,8 @@ class Discrete(Preconditioning):
 def _discrete_levels(
     schedule: discrete.Schedule, T: int, scale: float, zero_snr: bool, given: tuple[float, ...] | None
 ) -> tuple[float, ...]:
-    betas = discrete.betas(schedule, T, scale) if given is None else torch.tensor(given, dtype=torch.float32)
+    named = given is None
+    betas = discrete.betas(schedule, T, scale) if named else torch.tensor(given, dtype=torch.float32, device="cpu")
     return tuple(discrete.sigma(discrete.alpha_bar(discrete.zero_terminal_snr(betas) if zero_snr else betas)).tolist())
 
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..allowed import check_numbers, require
+from ..allowed import check_numbers, require, require_read
 from ..plan import Op, Row, Sampler
 from ..preconditioning import Preconditioning
 from .base import Churn
-from .levels import Discretization, Levels, LinearSchedule, VESchedule, VPSchedule
+from .levels import Discretization, Levels, LinearSchedule, VESchedule, VPSchedule, require_levels
 from .registry import listed
 
 Schedule = LinearSchedule | VPSchedule | VESchedule
@@ -20,15 +20,17 @@ Schedule = LinearSchedule | VPSchedule | VESchedule
 
 @dataclass(frozen=True)
 class Scaling:
-    """s(t): 1, or ("vp") 1 / sqrt(1 + sigma(t)^2), which keeps the variance of x."""
+    """s(t): 1, or ("vp") 1 / sqrt(1 + sigma(t)^2), which keeps the variance of x. Elementwise, as the schedules are."""
 
     schedule: Schedule
     vp: bool
 
     def s(self, t: Tensor) -> Tensor:
+        """The scale of x at time t, without unit."""
         return 1 / (1 + self.schedule.sigma(t) ** 2).sqrt() if self.vp else torch.ones_like(t)
 
     def s_deriv(self, t: Tensor) -> Tensor:
+        """ds/dt: 0, or ("vp") -sigma sigma' s^3."""
         if not self.vp:
             return torch.zeros_like(t)
         return -self.schedule.sigma(t) * self.schedule.sigma_deriv(t) * self.s(t) ** 3
@@ -49,18 +51,21 @@ class AblationSampler(Sampler):
         require("solver", self.solver, self.solver in ("heun", "euler"), "'heun', 'euler'")
         require("schedule", self.schedule, self.schedule in ("linear", "vp", "ve"), "'linear', 'vp', 've'")
         require("scaling", self.scaling, self.scaling in ("none", "vp"), "'none', 'vp'")
-        check_numbers(self, "alpha", "a number above 0, up to 1", lambda v: 0 < v <= 1)
+        check_numbers(self, "alpha", "a number from 1e-6 to 1", lambda v: 1e-6 <= v <= 1)
+        require("churn", self.churn, isinstance(self.churn, Churn), "samplers.Churn(...)")
+        require_levels(self.levels, self)
+        require_read({"alpha": {"solver": ("heun",)}}, self)
 
     @property
     def steps(self) -> int:
         return self.levels.steps
 
     def rows(self, preconditioning: Preconditioning) -> list[Row]:
+        sigmas = self.levels.finite_sigmas(preconditioning, "ablation")
         vp = self.levels.vp_schedule(preconditioning)
         schedules: dict[str, Schedule] = {"linear": LinearSchedule(), "vp": vp, "ve": VESchedule()}
         times = schedules[self.schedule]
         scaling = Scaling(times, self.scaling == "vp")
-        sigmas = self.levels.sigmas(preconditioning)
         t_steps = torch.cat([times.sigma_inv(sigmas[:-1]), sigmas[-1:]])
         begin = times.sigma(t_steps[0]) * scaling.s(t_steps[0])
         rows = [Row(Op.BEGIN, begin_scale=begin.item())]
@@ -130,7 +135,9 @@ def ablation(
 
     solver="heun" is the general second-order step of Algorithm 3: alpha = 1 Heun, 2/3 Ralston, 1/2 the midpoint method.
     A sigma range of None is the discretization's published one; it is clamped to the network's when a plan is built.
-    Raises ValueError naming a parameter out of range.
+    Some parameters are read by some choices only: rho by discretization="edm", C_1, C_2 and M by "iddpm", epsilon_s by
+    "vp" and by schedule="vp", alpha by solver="heun", the range by all but timesteps.
+    Raises ValueError naming a parameter out of range, or changed where it is not read.
     """
     levels = Levels(steps, sigma_min, sigma_max, rho, discretization, epsilon_s, C_1, C_2, M)
     return AblationSampler(levels, Churn(S_churn, S_tmin, S_tmax, S_noise), solver, schedule, scaling, alpha)

@@ -11,7 +11,7 @@ from ..allowed import require
 from ..plan import Op, Row, Sampler
 from ..preconditioning import Preconditioning
 from .base import Churn
-from .levels import Levels
+from .levels import Levels, require_levels
 from .registry import listed
 
 
@@ -25,13 +25,15 @@ class EDMSampler(Sampler):
 
     def __post_init__(self) -> None:
         require("solver", self.solver, self.solver in ("heun", "euler"), "'heun', 'euler'")
+        require("churn", self.churn, isinstance(self.churn, Churn), "samplers.Churn(...)")
+        require_levels(self.levels, self)
 
     @property
     def steps(self) -> int:
         return self.levels.steps
 
     def rows(self, preconditioning: Preconditioning) -> list[Row]:
-        times = self.levels.sigmas(preconditioning).tolist()
+        times = self.levels.finite_sigmas(preconditioning, "edm").tolist()
         rows = [Row(Op.BEGIN, begin_scale=times[0])]
         for i, (t, t_next) in enumerate(itertools.pairwise(times)):
             gamma = self.churn.gamma(t, self.steps)

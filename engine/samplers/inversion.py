@@ -4,10 +4,11 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..allowed import require
 from ..plan import Op, Row, Sampler
 from ..preconditioning import Preconditioning
 from .edm import EDMSampler, ode_step
-from .levels import Levels
+from .levels import Levels, require_levels
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,11 @@ class InversionSampler(Sampler):
 
     levels: Levels = field(default_factory=Levels)
     solver: Literal["heun", "euler"] = "heun"
+
+    def __post_init__(self) -> None:
+        require("solver", self.solver, self.solver in ("heun", "euler"), "'heun', 'euler'")
+        require_levels(self.levels, self)
+        require("steps", self.levels.steps, self.levels.steps >= 2, "an integer from 2, to rise from one to another")
 
     @classmethod
     def of(cls, sampler: object) -> "InversionSampler":
@@ -32,7 +38,7 @@ class InversionSampler(Sampler):
         return self.levels.steps - 1
 
     def rows(self, preconditioning: Preconditioning) -> list[Row]:
-        rising = self.levels.sigmas(preconditioning).tolist()[-2::-1]  # without the 0
+        rising = self.levels.finite_sigmas(preconditioning, "the inversion").tolist()[-2::-1]  # without the 0
         rows = [Row(Op.BEGIN, begin_scale=1.0)]
         for t, t_next in itertools.pairwise(rising):
             rows += ode_step(t, t_next, self.solver)

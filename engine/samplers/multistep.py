@@ -29,7 +29,7 @@ def dpmpp_2m(sigmas: Sequence[float]) -> Iterator[Row]:
 @table(source="Lu et al. 2022 (DPM-Solver++), Algorithm 1 (2S)", order="2", evaluations="2")
 def dpmpp_2s(sigmas: Sequence[float], r: float = 0.5) -> Iterator[Row]:
     """DPM-Solver++(2S): a second evaluation between the levels, r of the way in lambda; slot 0 holds x, slot 1 D."""
-    r = number("r", r, "a number above 0, up to 1", lambda v: 0 < v <= 1)
+    r = number("r", r, "a number from 1e-6 to 1", lambda v: 1e-6 <= v <= 1)
     for sigma, sigma_next in itertools.pairwise(sigmas):
         if sigma_next == 0:
             yield linear(sigma, D=1.0)

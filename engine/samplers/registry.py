@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..allowed import require
+
 Make = TypeVar("Make", bound=Callable[..., Any])
 
 
@@ -41,11 +43,17 @@ def listed(
     zero_snr: bool = False,
     fused: bool = True,
 ) -> Callable[[Make], Make]:
-    """Puts a function that makes a sampler on the list under its own name."""
+    """Puts a function that makes a sampler on the list under its own name.
+
+    Raises ValueError for a name that another module has listed: it would be gone for the whole process. The same module
+    may list it again, as a notebook's cell does that is run twice.
+    """
 
     def put(make: Make) -> Make:
-        entry = Entry(make.__name__, make, source, order, evaluations, stochastic, history, zero_snr, fused)
-        REGISTRY[make.__name__] = entry
+        name = make.__name__
+        owner = REGISTRY[name].make.__module__ if name in REGISTRY else make.__module__
+        require("the sampler's name", name, make.__module__ == owner, f"one that {owner} has not listed already")
+        REGISTRY[name] = Entry(name, make, source, order, evaluations, stochastic, history, zero_snr, fused)
         return make
 
     return put

@@ -20,7 +20,7 @@ from typing import Any
 from ..allowed import require
 from ..plan import X_FROM, Op, Row, Sampler
 from ..preconditioning import Preconditioning
-from .levels import Levels
+from .levels import Levels, require_levels
 from .registry import listed
 
 _HUGE = 1e150  # stands for an infinite sigma; its square is finite
@@ -28,6 +28,14 @@ Rows = Callable[..., Iterator[Row]]
 _SHARED = [
     field for field in fields(Levels) if field.name in ("steps", "sigma_min", "sigma_max", "rho", "discretization")
 ]
+_SHARED_DOC = """
+steps: the number of noise levels, falling from sigma_max to sigma_min; then comes 0. discretization: how they are
+spaced (`Levels`): "edm" evenly in sigma^(1/rho), "vp", "ve" and "iddpm" as in their papers; "leading", "linspace" and
+"trailing" are timesteps of a discrete-time model, which has its own range. A range of None is the discretization's
+published one; it is clamped to the network's when a plan is built.
+Raises ValueError naming an option out of range, or one other than its default that the discretization does not read
+(rho is read by "edm"), and TypeError naming an option that there is not.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class TableSampler(Sampler):
     zero_snr: bool = False
 
     def __post_init__(self) -> None:
+        require("generate", self.generate, callable(self.generate), "a function that yields rows made by linear(...)")
+        require_levels(self.levels, self)
         self._rows([2.0, 1.0, 0.0])  # raises for an option out of range now, not when a plan is built
 
     @property
@@ -47,24 +57,21 @@ class TableSampler(Sampler):
         return self.levels.steps
 
     @property
-    def draws(self) -> int:
-        return self.steps * max(1, 1 + max(row.draw for row in self._rows([1.0, 0.0])))
-
-    @property
     def scaled(self) -> bool:
         return self.levels.timesteps
 
     def rows(self, preconditioning: Preconditioning) -> list[Row]:
-        sigmas = self.levels.sigmas(preconditioning).tolist()
-        require("discretization", self.levels.discretization, self.zero_snr or sigmas[0] < math.inf,
-                f"finite sigma; {self.generate.__name__} has no form at zero terminal SNR")  # fmt: skip
+        name = self.generate.__name__
+        levels = self.levels
+        known = levels.sigmas(preconditioning) if self.zero_snr else levels.finite_sigmas(preconditioning, name)
+        sigmas = known.tolist()
         try:
             rows = [Row(Op.BEGIN, begin_scale=sigmas[0]), *self._rows([min(sigma, _HUGE) for sigma in sigmas])]
         except ZeroDivisionError:
             twice = next((here for here, there in itertools.pairwise(sigmas) if here == there), None)
             if twice is None:
                 raise
-            same = f"fewer for {self.generate.__name__}: two noise levels round to {twice:.6g}, the nearest there is"
+            same = f"fewer for {name}: two noise levels round to {twice:.6g}, the nearest there is"
             raise ValueError(f"steps is {self.steps}; allowed: {same}") from None
         return _scale(rows) if self.scaled else rows
 
@@ -124,7 +131,8 @@ def linear(
 def table(zero_snr: bool = False, **properties: Any) -> Callable[[Rows], Callable[..., TableSampler]]:
     """Makes a sampler of a generator of rows, with the options of `Levels` in front of its own, and lists it.
 
-    properties: those of `Entry`, as keywords; ``source`` is needed.
+    properties: those of `Entry`, as keywords; ``source`` is needed. The options of `Levels` are told behind the
+    generator's docstring.
     """
 
     def wrap(generate: Rows) -> Callable[..., TableSampler]:
@@ -145,7 +153,8 @@ def table(zero_snr: bool = False, **properties: Any) -> Callable[[Rows], Callabl
             return TableSampler(generate, levels, tuple(given.arguments.items()), zero_snr)
 
         make.__name__ = make.__qualname__ = generate.__name__
-        make.__doc__, make.__module__ = generate.__doc__, generate.__module__
+        make.__doc__ = f"{inspect.cleandoc(generate.__doc__ or '')}\n{_SHARED_DOC}".lstrip()
+        make.__module__ = generate.__module__
         make.__signature__ = signature  # type: ignore[attr-defined]
         return listed(zero_snr=zero_snr, **properties)(make)
 

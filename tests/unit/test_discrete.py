@@ -1,7 +1,7 @@
 """Discrete-time schedules against the printed tables of Lin et al. 2024 (Tables 1 and 2), and models that use them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import engine
 from engine import discrete
 from engine.plan import Op, Row
 from engine.preconditioning import EDM, Discrete
-from engine.samplers import REGISTRY, Levels
+from engine.samplers import REGISTRY, InversionSampler, Levels
 
 
 @pytest.mark.parametrize(
@@ -134,15 +134,15 @@ def test_timesteps_are_levels_like_any_other(name, prediction):
     @dataclass(frozen=True)
     class Unscaled(engine.Sampler):
         steps = sampler.steps
-        draws = sampler.draws
 
         def rows(self, preconditioning):
             return [Row(Op.BEGIN, begin_scale=levels[0].item()), *sampler._rows(levels.tolist())]
 
     generator = torch.Generator().manual_seed(0)
+    draws = engine.Plan(sampler, denoiser.preconditioning).draws
     arguments = {
         "latents": torch.randn(5, 4, generator=generator, dtype=torch.float64),
-        "noise": torch.randn(sampler.draws, 5, 4, generator=generator, dtype=torch.float64),
+        "noise": torch.randn(draws, 5, 4, generator=generator, dtype=torch.float64),
         "output_dtype": torch.float64,
     }
     scaled, plain = (engine.sample(denoiser, sampler=s, **arguments) for s in (sampler, Unscaled()))
@@ -175,6 +175,11 @@ def test_zero_terminal_snr_draws_the_data(name, prediction):
         ),
         ("dpmpp_2s", {"prediction": "v"}, "allowed: finite sigma; dpmpp_2s has no form at zero terminal SNR"),
         ("lms", {"prediction": "v"}, "lms has no form at zero terminal SNR"),
+        (
+            "ablation",
+            {"prediction": "v"},
+            "^discretization is 'trailing'; allowed: finite sigma; ablation has no form at zero terminal SNR$",
+        ),
         ("edm", {"prediction": "v"}, "^sigma_max is inf; allowed: a finite number above sigma_min = 0.002$"),
     ],
 )
@@ -184,6 +189,14 @@ def test_what_has_no_form_at_zero_snr_is_refused(name, options, message):
     arguments |= {"sigma_max": math.inf} if name == "edm" else {}
     with pytest.raises(ValueError, match=message):
         engine.Plan(REGISTRY[name].make(10, **arguments), pre)
+
+
+@pytest.mark.parametrize(("make", "name"), [(engine.samplers.edm, "edm"), (InversionSampler, "the inversion")])
+def test_levels_with_which_others_have_no_form_at_zero_snr(make, name):
+    sampler = replace(make(), levels=Levels(10, discretization="trailing"))
+    message = f"discretization is 'trailing'; allowed: finite sigma; {name} has no form at zero terminal SNR"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        engine.Plan(sampler, Discrete(zero_snr=True, prediction="v"))
 
 
 def test_offset_moves_leading_timesteps():
@@ -217,5 +230,5 @@ def test_discrete_levels():
         ValueError, match="discretization is 'leading'; allowed: edm, vp, ve, iddpm with EDM; this one with Discrete"
     ):
         engine.Plan(engine.samplers.ddim(5, discretization="leading"), EDM())
-    with pytest.raises(ValueError, match="None with timesteps"):
-        engine.Plan(engine.samplers.ddim(5, sigma_max=3.0, discretization="leading"), pre)
+    with pytest.raises(ValueError, match=r"^sigma_max is 3\.0; allowed: None, unless discretization is 'edm', 'vp', "):
+        engine.samplers.ddim(5, sigma_max=3.0, discretization="leading")

@@ -78,6 +78,85 @@ def test_levels_that_the_network_does_not_have(sigmas, pre, span):
         Plan(replace(samplers.edm(), levels=GivenLevels(sigmas)), pre)
 
 
+@pytest.mark.parametrize("changes", [{}, {"given": (80.0, 2.0)}, {"rho": 3.0}])
+def test_given_levels_are_not_changed_but_made_anew(changes):
+    message = r"GivenLevels\(\) does not take .*; allowed: sigmas alone; in place of dataclasses.replace make another"
+    with pytest.raises(TypeError, match=f"^{message}"):
+        replace(GivenLevels([80.0, 1.0]), **changes)
+
+
+@pytest.mark.parametrize("make", [samplers.edm, samplers.ablation, samplers.ddim, samplers.InversionSampler])
+def test_levels_are_a_record(make):
+    message = r"levels is \[80, 1\]; allowed: samplers\.Levels\(\.\.\.\), samplers\.GivenLevels\(\[80\.0, \.\.\.\]\)"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        replace(make(), levels=[80, 1])
+
+
+@pytest.mark.parametrize("rho", [0.005, 0.3, 1e12])
+def test_a_rho_that_float64_has_no_levels_of(rho):
+    message = f"rho is {rho}; allowed: 0.34 to 1e+09 for levels from 80 to 0.002"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Plan(samplers.edm(rho=rho), EDM())
+
+
+@pytest.mark.parametrize("rho", [0.34, 1e9])
+def test_every_other_rho_reaches_the_ends(rho):
+    sigmas = Levels(rho=rho).sigmas(EDM())
+    assert (sigmas[0].item(), sigmas[-2].item()) == pytest.approx((80.0, 0.002), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"discretization": "vp", "rho": 2}, "rho is 2; allowed: 7.0, unless discretization is 'edm'"),
+        ({"C_1": 0.5}, "C_1 is 0.5; allowed: 0.001, unless discretization is 'iddpm'"),
+        ({"discretization": "ve", "C_2": 0.5}, "C_2 is 0.5; allowed: 0.008, unless discretization is 'iddpm'"),
+        ({"M": 7}, "M is 7; allowed: 1000, unless discretization is 'iddpm'"),
+        (
+            {"discretization": "trailing", "sigma_min": 0.1},
+            "sigma_min is 0.1; allowed: None, unless discretization is 'edm', 'vp', 've', 'iddpm'",
+        ),
+    ],
+)
+def test_what_a_discretization_does_not_read_is_refused(options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Levels(**options)
+
+
+@pytest.mark.parametrize("make", [samplers.edm, samplers.ablation, samplers.ddim, samplers.InversionSampler])
+def test_what_the_sampler_does_not_read_either_is_refused(make):
+    message = "epsilon_s is 0.01; allowed: 0.001, unless discretization is 'vp' or schedule is 'vp'"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        replace(make(), levels=Levels(epsilon_s=0.01))
+    assert replace(make(), levels=Levels(discretization="vp", epsilon_s=0.01)).levels.epsilon_s == 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("edm", {"rho": 3.0}),
+        ("ddim", {"discretization": "edm", "rho": 3.0}),
+        ("ablation", {"discretization": "vp", "epsilon_s": 0.01}),
+        ("ablation", {"schedule": "vp", "epsilon_s": 0.01}),
+        ("ablation", {"discretization": "iddpm", "C_1": 0.9}),
+        ("ablation", {"discretization": "iddpm", "C_2": 0.5}),
+        ("ablation", {"discretization": "iddpm", "M": 100}),
+        ("ablation", {"alpha": 0.5}),
+    ],
+)
+def test_what_is_not_refused_is_read(name, options):
+    chosen = {key: value for key, value in options.items() if isinstance(value, str)}
+    changed, default = (Plan(REGISTRY[name].make(4, **given), EDM()) for given in (options, chosen))
+    assert changed != default
+
+
+def test_levels_are_made_on_the_cpu_whatever_the_default_device():
+    plan = Plan(samplers.ddim(5, discretization="linspace"), Discrete(T=33))
+    with torch.device("meta"):
+        assert Plan(samplers.ddim(5, discretization="linspace"), Discrete(T=33)) == plan
+        assert Discrete(T=3, betas=(0.11, 0.22, 0.33)).levels().device.type == "cpu"
+
+
 @pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "lms", "dpmpp_2m_sde"])
 def test_levels_that_round_to_one_are_named(name):
     """Multistep methods divide by the step from one level to the next."""

@@ -1,5 +1,6 @@
 """Plans: the table says what the paper says, and refuses to be built wrongly."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -94,6 +95,7 @@ class Handmade(Sampler):
 
 
 BEGIN = Row(Op.BEGIN, begin_scale=2.0)
+LINEAR = Row(Op.LINEAR, sigma=1.0, x_from_D=1.0)
 
 
 @pytest.mark.parametrize(
@@ -108,15 +110,21 @@ BEGIN = Row(Op.BEGIN, begin_scale=2.0)
         ),
         ([BEGIN, Row(Op.EULER, sigma=1.0, h=math.nan)], "h is nan; allowed: a finite number"),
         ([BEGIN, Row(Op.EULER, sigma=math.inf, h=-1.0)], "c_noise is inf; allowed: a finite number"),
-        ([BEGIN, Row(Op.EULER, sigma=1.0, slope_t=0.0, h=-1.0)], "slope_t = 0.0"),
-        ([BEGIN.then(std=-1.0), Row(Op.EULER, sigma=1.0, h=-1.0)], "std = -1.0"),
+        (
+            [BEGIN, Row(Op.EULER, sigma=1.0, slope_t=0.0, h=-1.0)],
+            r"^row 1 \(EULER\): slope_t is 0.0; allowed: a number other than 0$",
+        ),
+        (
+            [BEGIN.then(std=-1.0), Row(Op.EULER, sigma=1.0, h=-1.0)],
+            r"^row 0 \(BEGIN\): std is -1.0; allowed: a number from 0$",
+        ),
         (
             [BEGIN, Row(Op.CORRECT, sigma=1.0, h=-1.0, w_0=0.5, w_1=0.5)],
             "followed by a CORRECT, and no other row is",
         ),
         (
             [BEGIN, Row(Op.PREDICT, sigma=2.0, h=-1.0), Row(Op.CORRECT, sigma=1.0, h=-1.0, w_0=0.5, w_1=0.6)],
-            "w_0 \\+ w_1 = 1.1",
+            r"w_0 \+ w_1 is 1.1; allowed: 1, the sum of a corrected step's weights",
         ),
         ([BEGIN, Row(Op.PREDICT, sigma=2.0, h=-1.0)], "every PREDICT is followed by a CORRECT"),
         ([BEGIN, Row(Op.EULER, sigma=0.0, h=-1.0)], r"row 1 \(EULER\): sigma is 0.0; allowed: above 0"),
@@ -127,13 +135,47 @@ BEGIN = Row(Op.BEGIN, begin_scale=2.0)
                 Row(Op.PREDICT, sigma=2.0, h=-1.0, std=0.5),
                 Row(Op.CORRECT, sigma=1.0, h=-1.0, w_0=0.5, w_1=0.5),
             ],
-            "PREDICT adds no noise",
+            r"row 1 \(PREDICT\): std is 0.5, ratio 1.0; allowed: 0 and 1, as PREDICT adds no noise",
         ),
+        *[
+            (
+                [BEGIN, LINEAR.then(**{slot: given})],
+                f"{slot} is {given}; allowed: a slot, an integer from 0 to 3, or -1",
+            )
+            for slot, given in itertools.product(("keep_slot", "store_slot"), (0.5, -2, 4))
+        ],
+        *[
+            ([BEGIN, LINEAR.then(draw=draw)], f"draw is {draw}; allowed: the index of a draw, an integer from 0 to 2")
+            for draw in (-1, 0.5, 2**60)
+        ],
+        ([BEGIN, LINEAR.then(keep_slot=1, store_slot=1)], "keep_slot and store_slot are both 1; allowed: two slots"),
+        ([BEGIN, LINEAR.then(s=0.0)], r"row 0 \(BEGIN\): s_next is 0.0; allowed: a number other than 0"),
+        ([BEGIN, LINEAR.then(x_from_D=0.0)], r"every x_from_\* is 0; allowed: one or more that are not"),
     ],
 )
 def test_a_wrong_table_is_not_a_plan(rows, message):
     with pytest.raises(ValueError, match=message):
         Plan(Handmade(tuple(rows)), EDM())
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        ({"guide_F": 2.0}, r"^row 1 \(LINEAR\): guide_F is 2.0; allowed: 1 where guide_G is 0$"),
+        ({"rescale": 1.5}, r"^row 1 \(LINEAR\): rescale is 1.5; allowed: a number from 0 to 1$"),
+    ],
+)
+def test_a_wrong_guide_is_told_by_the_number_that_is_wrong(guide, message):
+    with pytest.raises(ValueError, match=message):
+        Plan(Handmade((BEGIN, LINEAR)), EDM()).guided(lambda sigma: guide)
+
+
+def test_levels_may_rise_again():
+    """Restart sampling: down, up by noise, and down again; Ralston's relatives evaluate at a step's end first."""
+    rows = [LINEAR.then(sigma=sigma, x_from_x=0.5, draw=i) for i, sigma in enumerate((2.0, 1.0, 2.0, 0.5))]
+    plan = Plan(Handmade((BEGIN, *rows)), EDM())
+    assert plan.sigmas == (2.0, 1.0, 2.0, 0.5)
+    assert plan.draws == 4
 
 
 @dataclass(frozen=True)

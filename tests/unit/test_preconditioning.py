@@ -61,6 +61,17 @@ def test_formulas(sigma):
             "schedule is ['linear']; allowed: 'linear', 'cosine', 'scaled-linear', 'sigmoid'",
         ),
         (Discrete, {"T": 3, "betas": 0.5}, "betas is 0.5; allowed: T = 3 numbers between 0 and 1"),
+        (
+            Discrete,
+            {"T": 2, "betas": [0.1, 0.5], "scale": 0.5},
+            "scale is 0.5; allowed: 1.0, unless betas is None",
+        ),
+        (
+            Discrete,
+            {"T": 2, "betas": [0.1, 0.5], "schedule": "cosine"},
+            "schedule is 'cosine'; allowed: 'linear', unless betas is None",
+        ),
+        (IDDPM, {"C_1": 1e300}, "C_1 is 1e+300; allowed: a number between 0 and 1"),
         (Discrete, {"T": 2, "betas": ["a", 0.5]}, "betas has 2 entries; allowed: T = 2 of them, between 0 and 1"),
     ],
 )

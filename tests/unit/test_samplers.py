@@ -4,6 +4,8 @@ import inspect
 import itertools
 import math
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from engine import loop, samplers
 from engine.backends import BACKENDS, REFERENCE
 from engine.plan import Plan
 from engine.preconditioning import EDM, IDDPM, VP, Direct
-from engine.samplers import CHURN_PRESETS, REGISTRY, Levels, linear
+from engine.samplers import CHURN_PRESETS, REGISTRY, Levels, linear, registry
 from engine.state import Noise, State
 from tests import plain_samplers
 from tests.cases import assert_same_bits
@@ -240,14 +242,29 @@ def test_presets_of_the_paper():
         ("edm", {"rho": "7"}, "rho is '7'; allowed: a finite number above 0"),
         ("edm", {"rho": None}, "rho is None; allowed: a finite number above 0"),
         ("edm", {"S_churn": None}, "S_churn is None; allowed: a number from 0"),
-        ("edm", {"S_noise": math.nan}, "S_noise is nan; allowed: a number from 0"),
+        ("edm", {"S_noise": math.nan}, "S_noise is nan; allowed: a finite number from 0"),
+        ("edm", {"S_noise": math.inf}, "S_noise is inf; allowed: a finite number from 0"),
         ("edm", {"sigma_min": "1"}, "sigma_min is '1'; allowed: a finite number above 0"),
         ("edm", {"sigma_max": "80"}, "sigma_max is '80'; allowed: a finite number above sigma_min = 0.002"),
-        ("ablation", {"alpha": "1"}, "alpha is '1'; allowed: a number above 0, up to 1"),
-        ("ablation", {"epsilon_s": None}, "epsilon_s is None; allowed: a number between 0 and 1"),
+        ("ablation", {"alpha": "1"}, "alpha is '1'; allowed: a number from 1e-6 to 1"),
+        ("ablation", {"alpha": 1e-300}, "alpha is 1e-300; allowed: a number from 1e-6 to 1"),
+        ("ablation", {"solver": "euler", "alpha": 0.5}, "alpha is 0.5; allowed: 1.0, unless solver is 'heun'"),
+        ("ablation", {"epsilon_s": None}, "epsilon_s is None; allowed: a number from 1e-9, below 1"),
+        (
+            "ablation",
+            {"discretization": "vp", "epsilon_s": 1e-300},
+            "epsilon_s is 1e-300; allowed: a number from 1e-9, below 1",
+        ),
+        ("ablation", {"discretization": "iddpm", "C_1": 1e300}, r"C_1 is 1e\+300; allowed: a number between 0 and 1"),
+        (
+            "ablation",
+            {"discretization": "iddpm", "M": 10**9},
+            "M is 1000000000; allowed: an integer from 2 to 100000",
+        ),
         ("ablation", {"M": 10.0}, "M is 10.0; allowed: an integer from 2"),
         ("dpmpp_2m_sde", {"eta": math.inf}, "eta is inf; allowed: a finite number from 0"),
-        ("dpmpp_2s", {"r": "a"}, "r is 'a'; allowed: a number above 0, up to 1"),
+        ("dpmpp_2s", {"r": "a"}, "r is 'a'; allowed: a number from 1e-6 to 1"),
+        ("dpmpp_2s", {"r": 1e-320}, "r is 1e-320; allowed: a number from 1e-6 to 1"),
         ("lms", {"order": 2.0}, "order is 2.0; allowed: an integer from 1 to 4"),
         ("langevin", {"epsilon": ()}, r"epsilon is \(\); allowed: a number between 0 and 1"),
         ("predictor_corrector", {"snr": None}, "snr is None; allowed: a number between 0 and 1"),
@@ -272,6 +289,107 @@ def test_presets_of_the_paper():
 def test_bad_options_are_refused_at_once(name, options, message):
     with pytest.raises(ValueError, match=message):
         REGISTRY[name].make(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: replace(samplers.edm(), churn=3), "churn is 3; allowed: samplers.Churn(...)"),
+        (lambda: replace(samplers.ablation(), churn=3), "churn is 3; allowed: samplers.Churn(...)"),
+        (lambda: samplers.InversionSampler(solver="rk4"), "solver is 'rk4'; allowed: 'heun', 'euler'"),
+        (
+            lambda: samplers.InversionSampler(Levels(1)),
+            "steps is 1; allowed: an integer from 2, to rise from one to another",
+        ),
+        (
+            lambda: samplers.TableSampler(3, Levels()),
+            "generate is 3; allowed: a function that yields rows made by linear(...)",
+        ),
+    ],
+)
+def test_parts_of_the_wrong_kind_are_refused_at_once(make, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make()
+
+
+def two_draws_but_in_the_last(sigmas):
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
+        if sigma_next == 0:
+            yield linear(sigma, D=1.0)
+            return
+        yield linear(sigma, x=0.9, D=0.1, std=0.1, draw=2 * i)
+        yield linear(sigma, x=sigma_next / sigma, D=1 - sigma_next / sigma, std=0.1, draw=2 * i + 1)
+
+
+@pytest.mark.parametrize("noise", ["philox", "torch"])
+def test_noises_are_counted_in_the_rows_there_are(noise):
+    sampler = samplers.TableSampler(two_draws_but_in_the_last, Levels(4))
+    assert Plan(sampler, EDM()).draws == 6
+    images = engine.sample(wavy(EDM()), seeds=[1, 2], sampler=sampler, noise=noise)
+    assert torch.isfinite(images).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "draws"),
+    [
+        ("edm", CHURN, 7),
+        ("ddim", {"eta": 1.0}, 7),
+        ("dpmpp_2m", {}, 7),
+        ("predictor_corrector", {}, 14),
+        ("langevin", {"inner": 3}, 21),
+    ],
+)
+def test_noises_a_sample_may_need(name, options, draws):
+    """noise="torch" draws so many of each seed: one a step, used or not, as published, or all there are."""
+    assert Plan(REGISTRY[name].make(7, **options), EDM()).draws == draws
+
+
+def test_a_name_of_another_module_s_sampler_is_refused(monkeypatch):
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+
+    def ddim(sigmas):
+        yield linear(sigmas[0], D=1.0)
+
+    message = "the sampler's name is 'ddim'; allowed: one that engine.samplers.ancestral has not listed already"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        samplers.table(source="a test")(ddim)
+    assert registry.REGISTRY["ddim"].make is samplers.ddim
+
+
+def test_a_module_may_be_run_again(monkeypatch):
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+
+    def rerun(sigmas):
+        yield linear(sigmas[0], D=1.0)
+
+    first, second = (samplers.table(source="a test")(rerun) for _ in range(2))
+    assert registry.REGISTRY["rerun"].make is second is not first
+
+
+@pytest.mark.parametrize("name", sorted(set(TABLES) - {"edm", "ablation"}))
+def test_help_tells_the_options_of_the_levels(name):
+    told = inspect.getdoc(REGISTRY[name].make)
+    for word in ("steps: ", "sigma_min", "sigma_max", "rho", "discretization: ", "Raises ValueError", "TypeError"):
+        assert word in told
+
+
+def test_a_table_without_a_docstring_has_that_of_the_levels(monkeypatch):
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+
+    def undocumented(sigmas):
+        yield linear(sigmas[0], D=1.0)
+
+    assert samplers.table(source="a test")(undocumented).__doc__.startswith("steps: ")
+
+
+@pytest.mark.parametrize("module", ["plan", "preconditioning", "discrete", "samplers.levels", "samplers.ablation"])
+def test_public_methods_have_docstrings(module):
+    """Those that override one are told by it."""
+    there = vars(sys.modules[f"engine.{module}"]).values()
+    for kind in [c for c in there if inspect.isclass(c) and c.__module__ == f"engine.{module}"]:
+        methods = {name: value for name, value in vars(kind).items() if inspect.isfunction(value)}
+        bare = [n for n in methods if not n.startswith("_") and inspect.getdoc(getattr(kind, n)) is None]
+        assert not bare, kind
 
 
 def test_numbers_of_numpy_are_python_s():
