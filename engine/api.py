@@ -61,8 +61,9 @@ def sample(
 
     seeds: N distinct integers in [0, 2**64). latents: instead of the seeds' own, unit variance [N, C, *spatial]
     (scaled by sigma_0 s_0 inside). noise: "philox" (each seed's own stream), "torch" or "edm2" (the streams of the
-    published EDM and EDM2 code, seed for seed on the same kind of device), or a tensor [draws, N, C, *spatial]; draw i
-    is used by step i, whether or not that step churns. class_labels: an int, N ints, or one-hot/soft [N, label_dim];
+    published EDM and EDM2 code, seed for seed on the same kind of device; they know seeds modulo 2**32, so these must
+    be distinct), or a tensor [draws, N, C, *spatial]; draw i is used by step i, whether or not that step churns.
+    class_labels: an int, N ints, or one-hot/soft [N, label_dim];
     None lets each seed draw its class (conditional networks). guidance: one of `engine.guidance`. image: start from
     [N, C, *spatial] with noise added instead of from noise alone; the sampler's sigma_max says how much. mask: bool,
     broadcast to the image's shape: inpaint where it is false, keep the image where it is true (every evaluation's D is

@@ -183,7 +183,7 @@ def _numerics(engine: Engine) -> dict[str, Any]:
         "preconditioning": engine.denoiser.preconditioning,
         "network": record.weights(engine.denoiser),
         # Of the caller's own: in an engine's copy lies also what its layers prepare, and what its batches left.
-        "network_modules": record.modules(engine._source),
+        "network_modules": record.modules(engine.source),
         "operations": sorted({m.ops.name for m in engine.denoiser.modules() if isinstance(m, GroupNorm)}),
         "compile": engine.compile,
         "output_dtype": str(engine.output_dtype),

@@ -133,7 +133,7 @@ class Engine:
         self._plans = PlanCache(self.denoiser.preconditioning)
         self.guidance, self._prepared_guidance = guidance, self._take(guidance)
         self.on_nonfinite = on_nonfinite
-        self._source = denoiser  # what a rerun in float32 starts from
+        self.source = denoiser  # the caller's: what a rerun in float32 starts from, and what a job's record names
         self._twins: dict[torch.dtype, Engine] = {}
         self._checksum = checksum(self.denoiser).cpu()  # which waits for the weights: other streams may use them now
 
@@ -236,7 +236,7 @@ class Engine:
         holds two copies of the network).
         Raises `engine.SelfCheckError` naming the part; `edm-engine verify` is the long form.
         """
-        self_check(Subject(self.denoiser, self._source, self.device, self.backend, self.state_dtype, self._checksum))
+        self_check(Subject(self.denoiser, self.source, self.device, self.backend, self.state_dtype, self._checksum))
 
     def _check(
         self, sampler: Sampler | AdaptiveSampler | None, guidance: Guidance | EllipsisType | None, asked: Asked
@@ -343,7 +343,7 @@ class Engine:
         """What draws sample by sample with a network of its own in ``dtype``, made once, and a run on it."""
         if dtype not in self._twins:
             self._twins[dtype] = Engine(
-                self._source,
+                self.source,
                 dtype=dtype,
                 state_dtype=self.state_dtype,
                 backend=self.backend.name,

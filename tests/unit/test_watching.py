@@ -208,7 +208,7 @@ class Crowded(Hungry):
 
 def test_graphs_of_other_batches_make_room_first(graph):
     prepared = engine.Engine(Denoiser(Crowded(8), EDM(), img_shape=SHAPE), sampler=HEUN, batch_size=8, graph=graph)
-    expected = engine.sample(prepared._source, sampler=HEUN, seeds=range(8))
+    expected = engine.sample(prepared.source, sampler=HEUN, seeds=range(8))
     prepared.denoiser.model.crowd = lambda: prepared.captures
     for _ in range(2):
         assert torch.equal(prepared.sample(seeds=range(8)), expected)
