@@ -63,13 +63,13 @@ def sample(
     (scaled by sigma_0 s_0 inside). noise: "philox" (each seed's own stream), "torch" or "edm2" (the streams of the
     published EDM and EDM2 code, seed for seed on the same kind of device; they know seeds modulo 2**32, so these must
     be distinct), or a tensor [draws, N, C, *spatial]; draw i is used by step i, whether or not that step churns.
-    class_labels: an int, N ints, or one-hot/soft [N, label_dim];
-    None lets each seed draw its class (conditional networks). guidance: one of `engine.guidance`. image: start from
-    [N, C, *spatial] with noise added instead of from noise alone; the sampler's sigma_max says how much. mask: bool,
-    broadcast to the image's shape: inpaint where it is false, keep the image where it is true (every evaluation's D is
-    then known there, as float32). offset_noise: standard deviation of noise added to whole channels of the latents.
-    progress: a bar over evaluations on stderr. callback: called with an `engine.Progress` after every callback_every
-    evaluations of a batch and after its last; to stop early, raise an exception of your own. While a callback runs its
+    class_labels: an int, N ints, or one-hot/soft [N, label_dim]; None lets each seed draw its class (conditional
+    networks). guidance: one of `engine.guidance`. image: start from [N, C, *spatial] with noise added instead of from
+    noise alone; the sampler's sigma_max says how much. mask: bool, broadcast to the image's shape: inpaint where it is
+    false, keep the image where it is true (every evaluation's D is then known there, as float32). offset_noise:
+    standard deviation of noise added to whole channels of the latents. progress: a bar over evaluations on stderr.
+    callback: called with an `engine.Progress` after every callback_every evaluations of a batch and after its last; to
+    stop early, raise an exception of your own. While a callback runs its
     engine is busy: it must not draw with that engine, and must not wait for another thread that does. The other
     arguments are those of `Engine`, which is the better choice for repeated calls. May be called from several threads
     at once, as `Engine` says.

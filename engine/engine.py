@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .allowed import integer
 from .backends import select
@@ -37,6 +36,7 @@ from .plan import Sampler
 from .plan_cache import PlanCache
 from .prepare import compile_network, device_of, find_device, is_ours, prepare
 from .preview import Callback
+from .progress import progress_bar
 from .ranges import marked
 from .run import Counted, Run, Watch
 from .samplers import AdaptiveSampler, edm
@@ -320,7 +320,7 @@ class Engine:
         total = len(batches) * run.plan.nfe if isinstance(batches, Sized) and not run.adaptive else None
         ahead = 0 if watch.callback else self._launcher.ahead
         under_way: deque[Launched] = deque()
-        with tqdm(total=total, unit="eval", desc="sampling", disable=not progress) as bar:
+        with progress_bar(total, "eval", "sampling", disable=not progress) as bar:
             watch = replace(watch, tick=bar.update)
             for number in batches:
                 try:

@@ -37,7 +37,13 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--mask", type=_PATH, help="PNG(s): bright where the image is kept, dark where it is drawn anew.")
 @click.option("--latents", type=_FILE, help="What `edm-engine invert` wrote, instead of the seeds' own.")
 @click.option("--offset-noise", type=float, default=0.0, show_default=True, help="Of whole channels of the latents.")
-@click.option("--noise", type=click.Choice(NOISES), default="philox", show_default=True, help="Random streams; torch and edm2, the published ones, know seeds modulo 2**32.")
+@click.option(
+    "--noise",
+    type=click.Choice(NOISES),
+    default="philox",
+    show_default=True,
+    help="Random streams; torch and edm2, the published ones, know seeds modulo 2**32.",
+)
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the network.")
 @click.option(
     "--batch", type=BatchSize(), default=64, show_default=True, help="Images evaluated together; auto: all that fit."

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from .. import checkpoints
 from ..denoiser import Denoiser
+from ..progress import progress_bar
 from .data import FASHION_MNIST_CLASSES, fashion_mnist
 from .presets import chosen, half_dtype
 from .trainer import Log, TrainConfig, Trainer
@@ -39,7 +40,7 @@ def train_to(
         tqdm.write(f"resuming at {trainer.images_seen} images")
     out.mkdir(parents=True, exist_ok=True)
     log, saved = Log(out / "log.jsonl", images_seen=trainer.images_seen), time.monotonic()
-    with tqdm(total=config.images, initial=trainer.images_seen, unit="image", desc="training") as bar:
+    with progress_bar(config.images, "image", "training", initial=trainer.images_seen) as bar:
         for record in trainer.run():
             log.add(record, config.batch_size)
             bar.update(config.batch_size)

@@ -1,6 +1,7 @@
 """What a caller sees: shapes, dtypes, one image a seed whatever the batch, and errors of one line."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import engine
 from engine.networks import SongUNet
 from engine.preconditioning import EDM, Direct
+from engine.progress import progress_bar
 from tests.helpers import Wavy, gaussian, small_unet, wavy
 
 SAMPLER = engine.samplers.edm(steps=3)
@@ -143,9 +145,14 @@ def test_a_unet_that_was_cast_whole(whole):
     assert (prepared.dtype, prepared.map_layer0.weight.dtype) == (torch.bfloat16, torch.float32)
 
 
-def test_progress_goes_to_stderr(capsys):
+def test_progress_goes_to_stderr(capsys, monkeypatch):
     draw(progress=True)
-    assert "sampling" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "sampling" in told
+    assert told.count("eval") < 5  # a log is no terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress_bar(10**6, "eval", "sampling") as bar:
+        assert bar.mininterval == 0.1
 
 
 class Failing(Wavy):

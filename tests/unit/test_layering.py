@@ -24,6 +24,7 @@ LAYERS = [
         "transfer",
         "warn",
         "modes",
+        "progress",
         "ranges",
         "preconditioning",
         "discrete",
