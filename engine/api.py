@@ -69,10 +69,9 @@ def sample(
     false, keep the image where it is true (every evaluation's D is then known there, as float32). offset_noise:
     standard deviation of noise added to whole channels of the latents. progress: a bar over evaluations on stderr.
     callback: called with an `engine.Progress` after every callback_every evaluations of a batch and after its last; to
-    stop early, raise an exception of your own. While a callback runs its
-    engine is busy: it must not draw with that engine, and must not wait for another thread that does. The other
-    arguments are those of `Engine`, which is the better choice for repeated calls. May be called from several threads
-    at once, as `Engine` says.
+    stop early, raise an exception of your own. While a callback runs its engine is busy: it must not draw with that
+    engine, and must not wait for another thread that does. The other arguments are those of `Engine`, which is the
+    better choice for repeated calls. May be called from several threads at once, as `Engine` says.
 
     Raises ValueError for a bad argument before any work, `NonFiniteError` if a sample did not stay finite.
     """

@@ -8,6 +8,7 @@ SHAPES = [  # batch, channels in, channels out, height, width, kernel
     (2, 48, 80, 3, 3, 1),
     (1, 144, 16, 6, 7, 3),
     (3, 32, 96, 1, 1, 3),
+    (2, 32, 3, 5, 4, 3),
 ]
 
 
