@@ -2,10 +2,11 @@
 
     python -m bench.bench_advance [--device cuda] [--size 64x3x32x32 ...]
 
-Beside every backend stands the same step as a user writes it in torch ("eager") and that function through
+Beside every backend stands the same step as a user writes it in torch ("eager") and, by default, that function through
 ``torch.compile``. State float64, network bfloat16, channels_last: the defaults of production use.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import astuple
 from functools import partial
@@ -13,7 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.harness import copy_call, launches, measure, parser, write
+from bench.harness import parser, shown_in_the_end, write
+from bench.timing import GPU_NOTE, Call, copy_call, launches, measure, on_gpu
 from engine.backends import BACKENDS
 from engine.noise import seed_bits
 from engine.plan import Op, Row
@@ -74,18 +76,23 @@ def situation(row: Row, size: tuple[int, ...], device: torch.device) -> tuple[Te
     return F, state
 
 
-def compare(size: tuple[int, ...], name: str, device: torch.device) -> list[dict[str, object]]:
+def compare(
+    size: tuple[int, ...], name: str, device: torch.device, compiled: bool, seconds: float
+) -> list[dict[str, object]]:
     """One row of the plan at one size: every backend, eager torch and torch.compile, timed in the same rounds."""
     F, state = situation(ROWS[name], size, device)
     moved = BYTES[ROWS[name].op.name] * state.x.numel()
-    copies = {"copy": copy_call(moved // 2, device), "one-thread copy": copy_call(moved // 2, device, threads=1)}
+    copies = {"copy": copy_call(moved // 2, device)}
+    if device.type == "cpu":
+        copies["one-thread copy"] = copy_call(moved // 2, device, threads=1)
     plain = eager(ROWS[name])
-    torch.compiler.reset()  # one code object serves every row: without this the recompile limit is met half-way
-    compiled = torch.compile(plain, dynamic=False, fullgraph=True)
     backends = [b for b in BACKENDS if b.name != "reference" and not b.not_supported_reasons(device, torch.float64)]
-    calls = {b.name: partial(b.advance, F, state, 0) for b in backends}
-    calls |= {"eager": lambda: plain(F, state), "compile": lambda: compiled(F, state)}
-    times = measure(calls | {name: copy for name, (copy, _) in copies.items()}, device)
+    calls: dict[str, Call] = {b.name: partial(b.advance, F, state, 0) for b in backends}
+    calls["eager"] = partial(plain, F, state)
+    if compiled:
+        torch.compiler.reset()  # one code object serves every row: without this the recompile limit is met half-way
+        calls["compile"] = partial(torch.compile(plain, dynamic=False, fullgraph=True), F, state)
+    times = measure(calls | {name: copy for name, (copy, _) in copies.items()}, device, seconds)
     bandwidth = {name: copied / times.pop(name).p50 for name, (_, copied) in copies.items()}
     return [
         {
@@ -99,6 +106,7 @@ def compare(size: tuple[int, ...], name: str, device: torch.device) -> list[dict
             "GB/s": moved / timing.p50 / 1e9,
             **{f"of {name}": moved / timing.p50 / speed for name, speed in bandwidth.items()},
             "times eager": times["eager"].p50 / timing.p50,
+            **on_gpu(timing, 1e6, "us"),
             **({"launches": launches(calls[variant], device)} if device.type == "cuda" else {}),
         }
         for variant, timing in times.items()
@@ -108,17 +116,24 @@ def compare(size: tuple[int, ...], name: str, device: torch.device) -> list[dict
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--size", nargs="+", default=["1x3x32x32", "64x3x32x32", "1024x3x64x64"])
+    arguments.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="also torch.compile")
+    arguments.add_argument("--seconds", type=float, default=0.6, help="for each variant")
     options = arguments.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    sizes = [tuple(int(n) for n in text.split("x")) for text in options.size]
-    rows = [row for size in sizes for name in ROWS for row in compare(size, name, device)]
     notes = (
         "`GB/s` counts the bytes the row must move, whatever a variant really moves; `of copy` is its share of a plain "
-        "copy of as many bytes, on all threads and on one, timed in the same rounds. Medians of 15 interleaved rounds."
-    )
-    write("advance", device, rows, notes)
+        "copy of as many bytes (a CPU's: on all threads and on one), timed in the same rounds. Medians of 15 "
+        f"interleaved rounds. {GPU_NOTE if device.type == 'cuda' else ''}"
+    ).strip()
+    rows: list[dict[str, object]] = []
+    save = partial(write, "advance", device, rows, notes, options.results)
+    with shown_in_the_end(save):
+        for size in options.size:
+            for name in ROWS:
+                rows += compare(tuple(map(int, size.split("x"))), name, device, options.compile, options.seconds)
+                save(show=False)
 
 
 if __name__ == "__main__":

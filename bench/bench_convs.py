@@ -7,14 +7,18 @@ With bias and sum inside, every shape that a network has, as often as it comes i
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from bench.bench_ops import Shape, shapes
 from bench.bench_unet import load
-from bench.harness import measure, parser, write
+from bench.harness import parser, shown_in_the_end, write
+from bench.timing import measure
 from engine.networks import native_ops, winograd
+
+WAYS = ("us oneDNN", "us m = 1", "us m = 2", "us m = 4")
 
 
 def ways_to_convolve(shape: Shape, batch: int, dtype: torch.dtype) -> tuple[dict[str, Callable[[], object]], str]:
@@ -37,6 +41,15 @@ def ways_to_convolve(shape: Shape, batch: int, dtype: torch.dtype) -> tuple[dict
     return calls, "oneDNN" if m is None else f"m = {m}"
 
 
+def row_of(network: str, shape: Shape, count: int, dtype: str, batch: int, seconds: float) -> dict[str, Any]:
+    calls, rule = ways_to_convolve(shape, batch, getattr(torch, dtype))
+    times = measure(calls, torch.device("cpu"), seconds)
+    us = {f"us {way}": t.p50 * 1e6 for way, t in times.items()}
+    start = {"network": network, "shape": "x".join(map(str, shape)), "times": count, "dtype": dtype, "batch": batch}
+    best = min(times, key=lambda way: times[way].p50)
+    return start | dict.fromkeys(WAYS, "") | us | {"rule": rule, "best": best}
+
+
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--network", nargs="+", default=["fashion-mnist", "cifar10"])
@@ -46,26 +59,22 @@ def main() -> None:
     options = arguments.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    rows: list[dict[str, Any]] = []
-    for network in options.network:
-        for shape, count in shapes(load(network))[0].items():
-            for dtype in options.dtype:
-                for batch in options.batch:
-                    with torch.no_grad():
-                        calls, rule = ways_to_convolve(shape, batch, getattr(torch, dtype))
-                        times = {
-                            way: t.p50 * 1e6 for way, t in measure(calls, torch.device("cpu"), options.seconds).items()
-                        }
-                    row = {"network": network, "shape": "x".join(map(str, shape)), "times": count, "dtype": dtype}
-                    us = {f"us {way}": times.get(way, "") for way in ("oneDNN", "m = 1", "m = 2", "m = 4")}
-                    rows.append(
-                        row | {"batch": batch} | us | {"rule": rule, "best": min(times, key=lambda w: times[w])}
-                    )
     notes = (
         "Microseconds, medians of 15 interleaved rounds, channels_last, bias and sum inside. shape: channels in and "
         "out, height, width, kernel. times: calls an evaluation."
     )
-    write("convs", torch.device("cpu"), rows, notes)
+    rows: list[dict[str, Any]] = []
+    save = partial(write, "convs", torch.device("cpu"), rows, notes, options.results)
+    with shown_in_the_end(save), torch.no_grad():
+        for network in options.network:
+            found = shapes(load(network))[0]
+            for shape in (each for each in found if each[1] % 16 == 0):  # our loops make 16 channels at once
+                rows += [
+                    row_of(network, shape, found[shape], dtype, batch, options.seconds)
+                    for dtype in options.dtype
+                    for batch in options.batch
+                ]
+                save(show=False)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,16 @@ Convolutions: cuDNN's and our sum after it, against our own kernel with every ti
 split reduction. Every shape that a network has, in bfloat16, as often as it comes in an evaluation. The rules
 (`kernels.conv.own_tile`, `kernels.group_norm.reads_once`) were written from counts, to be corrected by
 these timings.
+
+Memory is as in an evaluation: weights come from device memory, for all of a network's are more than the L2 cache holds,
+and activations from wherever the operation before left them, in L2 where they fit.
 """
 
 import copy
+import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,16 +24,14 @@ from torch import Tensor
 
 import engine
 from bench.bench_unet import load
-from bench.harness import measure, parser, write
+from bench.harness import parser, shown_in_the_end, write
+from bench.timing import GPU_NOTE, Call, Timing, measure
 from engine.networks import triton_ops
 from engine.networks.layers import Conv2d, GroupNorm
 from engine.networks.ops import TORCH
 
-Call = Callable[[], object]
-Shape = tuple[
-    int, ...
-]  # of a convolution: channels in and out, height, width, kernel; of a norm: channels, height, width
-SPLIT = 10**6  # multiprocessors that no batch fills: the split reduction is chosen
+# Of a convolution: channels in and out, height, width, kernel; of a norm: channels, height, width.
+Shape = tuple[int, ...]
 
 
 def shapes(denoiser: engine.Denoiser) -> tuple[Counter[Shape], Counter[Shape]]:
@@ -37,7 +39,7 @@ def shapes(denoiser: engine.Denoiser) -> tuple[Counter[Shape], Counter[Shape]]:
     convolutions, norms = Counter[Shape](), Counter[Shape]()
 
     def conv2d(x: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Tensor:
-        if len(weight) % 16 == 0 and weight.shape[1] % 16 == 0:
+        if weight.shape[1] % 16 == 0:
             convolutions[(weight.shape[1], weight.shape[0], *x.shape[2:], weight.shape[2])] += 1
         return TORCH.conv2d(x, weight, *rest, **named)
 
@@ -55,73 +57,116 @@ def shapes(denoiser: engine.Denoiser) -> tuple[Counter[Shape], Counter[Shape]]:
     return convolutions, norms
 
 
-def ways_to_convolve(shape: Shape, batch: int, device: torch.device) -> dict[str, Call]:
-    """With bias and sum: cuDNN and one launch more, and each tile of ours."""
+def weights_in_turn(shape: Shape, beside: int, device: torch.device) -> Tensor:
+    """[count, channels out, channels in, kernel, kernel], each in channels_last: so many of a convolution's weights
+    that a round of them, with the bytes of what is read and written beside, is more than the L2 cache holds.
+    """
+    channels_in, channels_out, _, _, kernel = shape
+    each = channels_out * kernel * kernel * channels_in
+    missing = 1.25 * torch.cuda.get_device_properties(device).L2_cache_size - beside
+    count = max(1, math.ceil(missing / (2 * each)))
+    made = torch.randn(count, channels_out, kernel, kernel, channels_in, dtype=torch.bfloat16, device=device)
+    return made.permute(0, 1, 4, 2, 3)
+
+
+def ways_to_convolve(shape: Shape, batch: int, device: torch.device) -> tuple[dict[str, Call], int]:
+    """With bias and sum: cuDNN and one launch more, and each tile of ours; and how many convolutions a call makes."""
     channels_in, channels_out, height, width, kernel = shape
     options: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
     x = torch.randn(batch, channels_in, height, width, **options).contiguous(memory_format=torch.channels_last)
     past = torch.randn(batch, channels_out, height, width, **options).contiguous(memory_format=torch.channels_last)
-    weight, bias = (
-        torch.randn(channels_out, channels_in, kernel, kernel, **options),
-        torch.randn(channels_out, **options),
-    )
-    weight, out = weight.contiguous(memory_format=torch.channels_last), torch.empty_like(past)
+    bias, out = torch.randn(channels_out, **options), torch.empty_like(past)
+    weights = list(weights_in_turn(shape, x.nbytes + past.nbytes + out.nbytes, device))
 
-    def ours(tile: conv.Tile) -> Call:
-        return lambda: conv.conv2d(x, weight, bias, past, out, tile)
+    def ours(tile: conv.Tile) -> None:
+        for weight in weights:
+            conv.conv2d(x, weight, bias, past, out, tile)
 
     def cudnn() -> None:
-        residual.add_residual(triton_ops._convolve(x, weight, kernel // 2), bias, past)
+        for weight in weights:
+            residual.add_residual(triton_ops._convolve(x, weight, kernel // 2), bias, past)
 
     calls: dict[str, Call] = {"cuDNN": cudnn}
-    return calls | {_name(tile): ours(tile) for tile in conv.TILES}
+    return calls | {_name(tile): partial(ours, tile) for tile in conv.TILES}, len(weights)
 
 
-def ways_to_normalise(shape: Shape, batch: int, device: torch.device) -> dict[str, Call]:
-    """With the sum of the embedding and silu, as most norms of a network are."""
+def ways_to_normalise(shape: Shape, batch: int, device: torch.device) -> tuple[dict[str, Call], int]:
+    """With the sum of the embedding and silu, as most norms of a network are; one norm a call."""
     channels, height, width = shape
     options: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
     x = torch.randn(batch, channels, height, width, **options).contiguous(memory_format=torch.channels_last)
     weight, bias, out = torch.randn(channels, **options), torch.randn(channels, **options), torch.empty_like(x)
-    add, groups = torch.randn(batch, channels, device=device), min(32, channels // 4)
+    add, groups, processors = torch.randn(batch, channels, device=device), _groups(channels), _processors(device)
 
-    def call(processors: int) -> Call:
-        return lambda: group_norm.group_norm(
+    def call(once: bool) -> None:
+        group_norm.group_norm(
             x, weight, bias, groups, 1e-5, out, None, silu=True, beside=None, add=add, scale=None, shift=None,
-            taps=(), up=False, keep_scale=1.0, processors=processors,
+            taps=(), up=False, keep_scale=1.0, processors=processors, once=once,
         )  # fmt: skip
 
-    return {"one read": call(1), "split": call(SPLIT)}
+    slab = group_norm.slab_of(batch, channels, groups, height * width, processors)[2]
+    calls: dict[str, Call] = {"one read": partial(call, True)} if slab <= group_norm.LARGEST_SLAB else {}
+    return calls | {"split": partial(call, False)}, 1
 
 
 def chosen(shape: Shape, batch: int, device: torch.device) -> str:
     """The way that the engine's rules take."""
-    processors = triton_ops._processors(device)
+    processors = _processors(device)
     if len(shape) == 3:
         channels, height, width = shape
-        once = group_norm.reads_once(batch, channels, min(32, channels // 4), height * width, processors)
+        once = group_norm.reads_once(batch, channels, _groups(channels), height * width, processors)
         return "one read" if once else "split"
     _, channels_out, height, width, kernel = shape
     tile = conv.own_tile(batch * height * width, channels_out, kernel, processors)
     return "cuDNN" if tile is None else _name(tile)
 
 
-def rows_of(
-    network: str, kind: str, found: Counter[Shape], batches: list[int], device: torch.device, seconds: float
-) -> list[dict[str, Any]]:
+def that_run(calls: dict[str, Call]) -> tuple[dict[str, Call], dict[str, str]]:
+    """The ways that can be called, and why the others cannot: a tile may need more than this device has."""
+    failed: dict[str, str] = {}
+    for way, call in calls.items():
+        try:
+            call()
+        except Exception as error:  # of a compiler, say, which must not cost the other ways
+            failed[way] = type(error).__name__
+    return {way: call for way, call in calls.items() if way not in failed}, failed
+
+
+def row_of(shape: Shape, count: int, batch: int, device: torch.device, seconds: float) -> dict[str, Any]:
     """Microseconds of every way, the chosen, the quickest, and what to choose it would save an evaluation."""
-    ways = ways_to_convolve if kind == "convolution" else ways_to_normalise
-    rows = []
-    for shape, count in found.items():
-        for batch in batches:
-            times = {way: t.p50 * 1e6 for way, t in measure(ways(shape, batch, device), device, seconds).items()}
-            rule, best = chosen(shape, batch, device), min(times, key=lambda way: times[way])
-            rows.append(
-                {"network": network, "what": kind, "shape": "x".join(map(str, shape)), "times": count, "batch": batch}
-                | {"us": " ".join(f"{way} {t:.1f}" for way, t in times.items()), "rule": rule, "best": best}
-                | {"us to gain an evaluation": count * (times[rule] - times[best])}
-            )
-    return rows
+    ways = ways_to_convolve if len(shape) == 5 else ways_to_normalise
+    every, calls_in_one = ways(shape, batch, device)
+    calls, failed = that_run(every)
+    times = measure(calls, device, seconds)
+    us = {way: t.p50 * 1e6 / calls_in_one for way, t in times.items()}
+    host = {way: (t.host or 0.0) * 1e6 / calls_in_one for way, t in times.items()}
+    rule, best = chosen(shape, batch, device), min(us, key=lambda way: us[way])
+    return {
+        "us": _listed(us) + "".join(f" {way} {why}" for way, why in failed.items()),
+        "timed": _ways(times),
+        "us by the host": _listed(host),
+        "rule": rule,
+        "best": best,
+        "us to gain an evaluation": count * (us[rule] - us[best]) if rule in us else "",
+    }
+
+
+def _listed(us: dict[str, float]) -> str:
+    return " ".join(f"{way} {t:.1f}" for way, t in us.items())
+
+
+def _ways(times: dict[str, Timing]) -> str:
+    """How all were timed; each where they differ."""
+    found = {t.way for t in times.values()}
+    return found.pop() if len(found) == 1 else " ".join(f"{way} {t.way}" for way, t in times.items())
+
+
+def _processors(device: torch.device) -> int:
+    return triton_ops._processors(device)
+
+
+def _groups(channels: int) -> int:
+    return min(32, channels // 4)
 
 
 def _name(tile: tuple[int, ...]) -> str:
@@ -137,13 +182,22 @@ def main() -> None:
     device = torch.device(options.device)
     if device.type != "cuda":
         arguments.error(f"--device is {device}; allowed: a CUDA device, whose kernels these are")
-    rows = []
-    with torch.no_grad():
+    notes = (
+        "bfloat16, channels_last; microseconds, medians of 15 interleaved rounds. times: calls an evaluation. Weights "
+        f"come from device memory, activations from L2 where they fit. {GPU_NOTE}"
+    )
+    rows: list[dict[str, Any]] = []
+    save = partial(write, "ops", device, rows, notes, options.results)
+    with shown_in_the_end(save), torch.no_grad():
         for network in options.network:
             for kind, found in zip(("convolution", "norm"), shapes(load(network)), strict=True):
-                rows += rows_of(network, kind, found, options.batch, device, options.seconds)
-    notes = "bfloat16, channels_last; microseconds, medians of 15 interleaved rounds. times: calls an evaluation."
-    write("ops", device, rows, notes)
+                for shape, count in found.items():
+                    start = {"network": network, "what": kind, "shape": "x".join(map(str, shape)), "times": count}
+                    rows += [
+                        start | {"batch": batch} | row_of(shape, count, batch, device, options.seconds)
+                        for batch in options.batch
+                    ]
+                save(show=False)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
     python -m bench.bench_sample --device cpu --network fashion-mnist --dtype float32 bfloat16 --compile
 
 Every variant draws the same batch with the same number of evaluations; all but "eager float32" with the same network in
-the dtype asked for. What cannot run is listed with the reason. Writes bench/results/<device>-<date>.json and .md anew
-after each network, batch and dtype. On a GPU also this project's targets (bench/targets.py), the share of all but the
-network's kernels, how busy the GPU is over a job, and what it does at best.
+the dtype asked for. What cannot run is listed with the reason. What torch.compile makes comes last (`bench.compiled`).
+Writes <device>-<date>.json and .md anew after each network, batch and dtype, in the order asked for. On a GPU also this
+project's targets (bench/targets.py), the share of all but the network's kernels, how busy the GPU is over a job, and
+what it does at best.
 """
 
 import argparse
@@ -19,13 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import device_rows
+from bench import compiled, device_rows
 from bench.bench_unet import load
-from bench.harness import parser, write
+from bench.harness import parser, shown_in_the_end, write
 from bench.rounds import OutOfTime, Turn, at_most, interleaved
 from bench.targets import judged
 from bench.variants import CannotRun, Prepared, Situation, Variant, variants
-from engine import Denoiser
 from engine.measure import measure
 from engine.prepare import find_device
 
@@ -34,11 +34,11 @@ BATCHES = (1, 8, 64, 512)
 NOTES = (
     "From seeds (noise for others than the engine) to uint8 on the host, one call a batch; others' noise is of one "
     "torch.Generator. ms an image: medians of interleaved rounds with p20 and p80, in turn in one process, so that "
-    "what else the machine does hits all alike; times engine: the variant's time in units of the engine's in the same "
-    "rounds. CPU ms: an image's, of all threads of the process, in which what else the machine does counts little. "
-    "TFLOP/s: of the network's evaluations (engine.measure), over the whole time. MiB: what preparing the variant took "
-    "of a GPU's memory, its caches and graphs included. diffusers draws by EDMEulerScheduler with as many evaluations, "
-    "k-diffusion by sample_heun."
+    "what else the machine does hits all alike (what torch.compile makes: beside the engine again, in a process of its "
+    "own); times engine: the variant's time in units of the engine's in the same rounds. CPU ms: an image's, of all "
+    "threads of the process, in which what else the machine does counts little. TFLOP/s: of the network's evaluations "
+    "(engine.measure), over the whole time. MiB: what preparing the variant took of a GPU's memory, its caches and "
+    "graphs included. diffusers draws by EDMEulerScheduler with as many evaluations, k-diffusion by sample_heun."
 )
 
 
@@ -64,22 +64,23 @@ class Bench:
             "The engine on the device": self.device_rows,
             "What the device does at best": self.ceilings,
         }
-        notes, label = " ".join([NOTES, *self.options.note]), self.options.label
-        write("sample", self.device, rows, notes, sections=sections, prefix="", label=label, show=show)
+        notes = " ".join([NOTES, *self.options.note])
+        write(
+            "sample", self.device, rows, notes, self.options.results,
+            sections=sections, prefix="", label=self.options.label, show=show,
+        )  # fmt: skip
 
-    def compare(self, situation: Situation, compiled: bool) -> None:
-        """All variants of one situation in the same rounds, or the engine and those that torch.compile makes."""
-        if compiled:
-            torch._dynamo.reset()  # what was compiled for other situations is to be neither kept nor counted
+    def listed(self, situation: Situation, compiles: bool) -> list[Variant]:
+        """Those asked for that torch.compile makes, or the others."""
+        asked, found = self.options.variant, variants(situation, compiled=True)
+        return [v for v in found if v.compiles == compiles and (not asked or v.name in asked or v.name == "engine")]
+
+    def compare(self, situation: Situation, listed: list[Variant]) -> Prepared | None:
+        """Variants of one situation in the same rounds, the engine first; returns the engine's where it ran."""
         flops = measure(situation.denoiser).flops
-        listed = [v for v in variants(situation, compiled) if v.compiles == compiled or v.name == "engine"]
-        listed = [v for v in listed if not self.options.variant or v.name in (*self.options.variant, "engine")]
-        if len(listed) == 1 and compiled:
-            return
         prepared, taken, reasons = {}, {}, {}
-        title = f"{situation.network} {situation.half} batch {situation.batch}"
         for variant in listed:
-            say(f"{title}: {variant.name}")
+            say(f"{situation}: {variant.name}")
             before = free_bytes(self.device, tidy=True)
             try:
                 prepared[variant.name] = self.prepare(variant)
@@ -92,31 +93,42 @@ class Bench:
         self.rows.setdefault(situation, []).extend(
             row(situation, name, times.get(name), times.get("engine"), flops, taken.get(name), reasons.get(name, ""))
             for name in (variant.name for variant in listed)
-            if not (compiled and name == "engine")
         )
         self.write()
-        if self.device.type == "cuda" and not compiled and "engine" in times:
-            largest = situation.network == "cifar10" and situation.batch == max(self.batches(situation.network))
-            images = self.options.job if largest else 0
-            try:
-                found = device_rows.row(situation, prepared["engine"], self.options.rounds, images)
-                self.device_rows.append(found)
-            except Exception as error:  # what has been timed stays, and so does what comes
-                self.options.note.append(f"{title}: the device's row is missing ({reason(error)}).")
+        return prepared["engine"] if "engine" in times else None
+
+    def look_at_device(self, situation: Situation, prepared: Prepared, images: int) -> None:
+        """The device's row. images: of the job, 0 for none."""
+        rounds, seconds = self.options.rounds, 4 * self.options.seconds
+        try:
+            self.device_rows.append(device_rows.row(situation, prepared, rounds, seconds, images))
+        except Exception as error:  # what has been timed stays, and so does what comes
+            self.options.note.append(f"{situation}: the device's row is missing ({reason(error)}).")
+        self.write()
+
+    def compile(self, situation: Situation) -> None:
+        """Each variant that torch.compile makes, in a process of its own."""
+        for variant in self.listed(situation, compiles=True):
+            say(f"{situation}: {variant.name}")
+            free_bytes(self.device, tidy=True)
+            limit = min(self.options.compile_seconds, self.left)
+            found: list[dict[str, Any]] = []
+            ended = f"not begun: the {self.options.minutes:g} minutes of this run had passed"
+            if limit >= 1:
+                found, ended = compiled.measured(situation, variant, self.options, limit)
+            without = row(situation, variant.name, None, None, 0, None, ended)
+            self.rows.setdefault(situation, []).extend(found or [without])
             self.write()
 
     def prepare(self, variant: Variant) -> Prepared:
         """Ready to be timed: tried out, and short enough. Raises whatever keeps it from running."""
         if not variant.compiles:
             return self.tried(variant.prepare())
-        limit = min(self.options.compile_seconds, self.left)
-        if limit < 1:
-            raise CannotRun(f"not begun: the {self.options.minutes:g} minutes of this run had passed")
         try:
-            with at_most(limit):
+            with at_most(self.options.compile_seconds):
                 return self.tried(variant.prepare())
         except OutOfTime:
-            raise CannotRun(f"not compiled in {limit:.0f} s") from None
+            raise CannotRun(f"not compiled in {self.options.compile_seconds:.0f} s") from None
 
     def tried(self, prepared: Prepared) -> Prepared:
         """After three calls: graphs are captured in the second. Raises `CannotRun` where the third took too long."""
@@ -128,14 +140,6 @@ class Bench:
             by, longest = f"{prepared.share:.0%} of it", self.options.longest
             raise CannotRun(f"a batch would take {taken:.0f} s, going by {by}; --longest is {longest:g}")
         return prepared
-
-    def batches(self, network: str) -> tuple[int, ...]:
-        """Those of --network name:1,8, else of --batch."""
-        for given in self.options.network:
-            name, _, own = given.partition(":")
-            if name == network and own:
-                return tuple(int(size) for size in own.split(","))
-        return tuple(self.options.batch)
 
 
 def row(
@@ -166,17 +170,6 @@ def row(
     return start | {"variant": variant} | cells | {"note": note}
 
 
-def with_weights(denoiser: Denoiser, name: str) -> Denoiser:
-    """Weights of usual size for a network that has none: a GPU draws less power, and so runs faster, on zeros."""
-    if name != "fashion-mnist":
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for p in denoiser.model.parameters():
-                if p.dim() > 1:
-                    p.normal_(std=p[0].numel() ** -0.5, generator=generator)
-    return denoiser
-
-
 def reason(error: BaseException) -> str:
     """The first line of what went wrong."""
     text = str(error).strip().splitlines()
@@ -202,6 +195,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     made = parser(__doc__.splitlines()[0])
     networks = "fashion-mnist, cifar10, imagenet64; with batch sizes of its own as imagenet64:1,64"
     made.add_argument("--network", nargs="+", default=["cifar10", "imagenet64:1,64"], help=networks)
+    made.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # of `compiled`: this process compiles
     made.add_argument("--batch", nargs="+", type=int, default=BATCHES)
     made.add_argument("--dtype", nargs="+", default=["bfloat16"])
     made.add_argument("--steps", type=int, help="of Heun; 40 for imagenet64 and 18 for others if not given")
@@ -218,28 +212,44 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     return made.parse_args(given)
 
 
+def situations(options: argparse.Namespace, device: torch.device) -> list[Situation]:
+    """In the order asked for; batches are those of --network name:1,8, else of --batch."""
+    asked = [given.partition(":") for given in options.network]
+    denoisers = {name: load(name) for name in dict.fromkeys(name for name, _, _ in asked)}
+    found = [
+        Situation(name, denoisers[name], batch, getattr(torch, dtype), options.steps or STEPS.get(name, 18), device)
+        for name, _, own in asked
+        for dtype in options.dtype
+        for batch in (map(int, own.split(",")) if own else options.batch)
+    ]
+    return list(dict.fromkeys(found))
+
+
 def main(given: Sequence[str] | None = None) -> None:
     options = arguments(given)
     bench = Bench(options)
     if options.threads:
         torch.set_num_threads(options.threads)
-    situations = [
-        Situation(name, denoiser, batch, getattr(torch, dtype), options.steps or STEPS.get(name, 18), bench.device)
-        for name, denoiser in (
-            (each, with_weights(load(each), each)) for each in (given.partition(":")[0] for given in options.network)
-        )
-        for dtype in options.dtype
-        for batch in bench.batches(name)
-    ]
-    compiles = bench.device.type == "cuda" if options.compile is None else options.compile
-    if bench.device.type == "cuda":
+    asked, cuda = situations(options, bench.device), bench.device.type == "cuda"
+    if cuda:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # "float32" is to mean that
-        bench.ceilings = device_rows.ceilings(bench.device)
-    # What is quick to prepare in all situations first: compiling takes minutes, and time may run out.
-    for compiled in (False, True) if compiles else (False,):
-        for situation in situations:
-            bench.compare(situation, compiled)
-    bench.write(show=True)
+    with shown_in_the_end(lambda: bench.write(show=True)):
+        if options.inside:
+            (situation,) = asked
+            bench.compare(situation, [bench.listed(situation, False)[0], *bench.listed(situation, True)])
+            return
+        if cuda:
+            bench.ceilings = device_rows.ceilings(bench.device)
+        of_cifar10 = [situation.batch for situation in asked if situation.network == "cifar10"]
+        for situation in asked:
+            prepared = bench.compare(situation, bench.listed(situation, compiles=False))
+            largest = situation.network == "cifar10" and situation.batch == max(of_cifar10)
+            if cuda and prepared is not None:
+                bench.look_at_device(situation, prepared, options.job if largest else 0)
+            del prepared  # before the next situation's, which may need its memory
+        # Compiling takes minutes, and time may run out.
+        for situation in asked if (cuda if options.compile is None else options.compile) else []:
+            bench.compile(situation)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def main() -> None:
         f"fashion-mnist, {options.dtype}, {options.steps} steps, {2 * options.steps - 1} evaluations an image, "
         f"batches of {options.batch}; medians of {options.rounds} interleaved rounds, each job a process of its own."
     )
-    write("scale", torch.device(options.device), rows, notes)
+    write("scale", torch.device(options.device), rows, notes, options.results)
 
 
 if __name__ == "__main__":

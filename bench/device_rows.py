@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from bench.harness import copy_call, measure
 from bench.targets import BUSY, OUTSIDE
 from bench.timeline import busy_ns
+from bench.timing import copy_call, measure
 from bench.traces import from_torch
 from bench.variants import Prepared, Situation
+from engine.graphs.capture import CudaCapture
 
 
 def network_alone(situation: Situation, prepared: Prepared) -> Any:
@@ -27,13 +28,9 @@ def network_alone(situation: Situation, prepared: Prepared) -> Any:
         for _ in range(situation.nfe):
             net.call_network(x, c_noise, labels)
 
-    stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.synchronize(device)
-    with torch.cuda.graph(graph):
-        work()
+    capture = CudaCapture(device)
+    capture.warm_up(work)
+    graph = capture.capture(work)
 
     def replay(_: Any = (x, c_noise, labels)) -> None:  # which must stay where the graph reads them
         graph.replay()
@@ -53,15 +50,18 @@ class Outside:
     streamed_share: float
 
 
-def outside(situation: Situation, prepared: Prepared, rounds: int) -> Outside:
-    """The three in turn, by the host's clock from a device at rest to a device at rest."""
+def outside(situation: Situation, prepared: Prepared, rounds: int, seconds: float) -> Outside:
+    """The three in turn, by the host's clock from a device at rest to a device at rest. After the second round none
+    begins when so many seconds have passed."""
     alone, several = network_alone(situation, prepared), 8 if situation.batch <= 8 else 2
     stream = lambda: _draw(situation, prepared, several * situation.batch)  # noqa: E731
-    found = []
-    for _ in range(rounds + 1):
+    found: list[tuple[float, ...]] = []
+    spent = 0.0
+    while len(found) <= rounds and (len(found) <= 2 or spent < seconds):
         call, streamed, network = (_seconds(work, situation.device) for work in (prepared.draw, stream, alone))
         shares = (100 * (1 - network * count / whole) for count, whole in ((1, call), (several, streamed)))
         found.append((call, streamed / several, network, *shares))
+        spent += call + streamed + network
     return Outside(*(median(each) for each in zip(*found[1:], strict=True)))
 
 
@@ -92,10 +92,10 @@ EMPTY_JOB = {
 }
 
 
-def row(situation: Situation, prepared: Prepared, rounds: int, images: int) -> dict[str, Any]:
-    """The device's row of one situation. images: of the job, 0 for none."""
+def row(situation: Situation, prepared: Prepared, rounds: int, seconds: float, images: int) -> dict[str, Any]:
+    """The device's row of one situation. rounds, seconds: see `outside`. images: of the job, 0 for none."""
     assert prepared.made is not None
-    found = outside(situation, prepared, rounds)
+    found = outside(situation, prepared, rounds, seconds)
     loops = prepared.made.captures
     drawn = job(situation, prepared, images, min(images, 4 * situation.batch)) if images else EMPTY_JOB
     return {

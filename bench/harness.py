@@ -1,18 +1,18 @@
-"""What every benchmark shares: provenance, interleaved timing, the copy bandwidth, result files."""
+"""What every benchmark shares: arguments, result files with their provenance, the table that an interruption leaves."""
 
 import argparse
 import importlib.util
 import json
 import shutil
+import signal
 import subprocess
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 
 from engine.files import write_bytes
@@ -21,95 +21,61 @@ from engine.provenance import provenance
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds a call: percentiles over rounds."""
-
-    p20: float
-    p50: float
-    p80: float
-
-
-def measure(calls: Mapping[str, Callable[[], object]], device: torch.device, seconds: float = 0.6) -> dict[str, Timing]:
-    """Time several variants round by round, so that a noisy neighbour hits all of them; each gets ~``seconds``."""
-    for call in calls.values():
-        call()
-    once = {name: max(_time(call, 1, device), 1e-7) for name, call in calls.items()}
-    repeats = {name: max(1, int(seconds / 15 / t)) for name, t in once.items()}
-    rounds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(15):
-        for name, call in calls.items():
-            rounds[name].append(_time(call, repeats[name], device))
-    return {name: Timing(*np.percentile(times, [20, 50, 80])) for name, times in rounds.items()}
-
-
-def _time(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    if device.type == "cuda":
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(repeats):
-            call()
-        stop.record()
-        torch.cuda.synchronize(device)
-        return start.elapsed_time(stop) / 1e3 / repeats
-    started = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - started) / repeats
-
-
-def copy_call(size: int, device: torch.device, threads: int | None = None) -> tuple[Callable[[], object], int]:
-    """A plain copy of ``size`` bytes and the bytes it moves (read and written); threads: None for all of torch's."""
-    source = torch.zeros(size // 8, dtype=torch.float64, device=device)
-    target = torch.empty_like(source)
-    every = torch.get_num_threads()
-
-    def on_fewer_threads() -> None:  # setting their number costs less than a microsecond
-        torch.set_num_threads(threads or every)
-        target.copy_(source)
-        torch.set_num_threads(every)
-
-    return on_fewer_threads if threads else lambda: target.copy_(source), 2 * source.numel() * 8
-
-
-def launches(call: Callable[[], object], device: torch.device) -> int:
-    """What a call asks of the device: CUDA kernels, copies and fills, as its profiler counts them."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
-        call()
-        torch.cuda.synchronize(device)
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
-
-
 def write(
     name: str,
     device: torch.device,
     rows: list[dict[str, Any]],
     notes: str,
+    folder: Path,
     *,
     sections: Mapping[str, list[dict[str, Any]]] | None = None,
     prefix: str | None = None,
     label: str = "",
     show: bool = True,
-) -> Path:
-    """bench/results/<prefix>-<device>-<date>[-<label>].json and the same as a Markdown table; prints the table.
+) -> None:
+    """<folder>/<prefix>-<device>-<date>[-<label>].json and the same as a Markdown table; prints the table.
 
     prefix: None for the benchmark's name, "" for none. sections: further tables below, by their titles; empty ones are
-    left out. Each file is replaced whole, so an interrupted benchmark may be written after each of its parts.
+    left out. Each file is replaced whole, so a benchmark may be written after each of its parts; before the first of
+    them there is nothing to write, and an earlier run's files stay.
     """
+    if not rows:
+        return
     record: dict[str, Any] = {"benchmark": name, "provenance": provenance(device) | gpu_versions(device)}
     record |= {"notes": notes, "rows": rows}
     if sections:
         record["sections"] = {title: table for title, table in sections.items() if table}
     slug = "".join(c if c.isalnum() else "-" for c in record["provenance"]["device"].lower()).strip("-")
     parts = (name if prefix is None else prefix, slug, record["provenance"]["date"], label)
-    path = RESULTS / ("-".join(part for part in parts if part) + ".json")
-    RESULTS.mkdir(exist_ok=True)
+    path = folder / ("-".join(part for part in parts if part) + ".json")
     write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
     table = markdown(record)
     write_bytes(path.with_suffix(".md"), table.encode())
     if show:
-        print(table)
-    return path
+        print(table, flush=True)
+
+
+@contextmanager
+def shown_in_the_end(write: Callable[[], object]) -> Iterator[None]:
+    """write() when the work inside has ended, has failed or is told to stop (SIGINT, SIGTERM). In the main thread.
+
+    Told again, it goes on writing: `timeout` sends its signal to the process and to its group, hence twice.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        try:
+            write()
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
 
 def gpu_versions(device: torch.device) -> dict[str, str]:
@@ -149,4 +115,5 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--threads", type=int, help="torch's threads; its default if not given")
+    made.add_argument("--results", type=Path, default=RESULTS, help="a folder; bench/results if not given")
     return made

@@ -112,7 +112,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "which at least one kernel or copy ran, of the call's. A step: one evaluation of the network and its fused "
         f"step. The profiler's own cost is included. {remark}"
     )
-    write("profile", torch.device(options.device), [found], notes, sections=tables(timeline, steps))
+    write("profile", torch.device(options.device), [found], notes, options.results, sections=tables(timeline, steps))
 
 
 if __name__ == "__main__":

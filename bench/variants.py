@@ -28,6 +28,9 @@ class Situation:
     steps: int
     device: torch.device
 
+    def __str__(self) -> str:
+        return f"{self.network} {self.half} batch {self.batch}"
+
     @property
     def nfe(self) -> int:
         return 2 * self.steps - 1

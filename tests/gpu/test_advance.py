@@ -5,7 +5,10 @@ The reference runs on the CPU, so that nothing it computes is computed by what i
 
 import copy
 import itertools
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -163,7 +166,9 @@ def test_capture_replays_the_same_bits(backend):
     there, output = moved(state), F.cuda()
     backend.advance(output, copy.deepcopy(there), 2)  # loads or compiles the kernel
     start = copy.deepcopy(there)
-    graph = torch.cuda.CUDAGraph()
+    held, graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(held):  # with the first graph that is alive torch allocates its default generator's seed
+        output.neg()
     before = torch.cuda.memory_allocated()
     with torch.cuda.graph(graph):
         backend.advance(output, there, 2)
@@ -235,7 +240,27 @@ def test_compute_sanitizer(tool):
         pytest.skip("compute-sanitizer is not installed")
     which = "cuda and (unaligned or 3x5x7 or 1x28x28 or marks_its_sample or non_finite)"
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__), "-k", which]
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *tests]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "13 passed" in done.stdout  # 5 ops of 2 shapes, 3 others
+    # Triton and CUDA's own libraries ask the driver for what it may not have, which is no error of theirs.
+    options = ["--tool", tool, "--error-exitcode", "9", "--target-processes", "all", "--report-api-errors", "no"]
+    returned, said = ran([sanitizer, *options, *tests], seconds=240)
+    refused = re.search("Error: (Device not supported.*)", said)
+    if refused:
+        pytest.skip(f"compute-sanitizer: {refused[1]}")
+    assert returned == 0, said[-6000:]
+    assert "13 passed" in said  # 5 ops of 2 shapes, 3 others
+
+
+def ran(command, seconds):
+    """A command's exit status and what it said. Fails, and ends all its processes, when it takes longer."""
+    options = {"cwd": Path(__file__).parents[2], "start_new_session": True, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
+        try:
+            said, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said, _ = process.communicate()
+            pytest.fail(f"not ended after {seconds} s: {said[-4000:]}")
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, said

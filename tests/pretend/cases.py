@@ -14,7 +14,8 @@ import torch
 from torch.autograd import DeviceType
 
 import engine
-from bench import bench_advance, bench_sample, bench_unet, device_rows, harness, profile_sample
+from bench import bench_advance, bench_ops, bench_sample, bench_unet, compiled, device_rows, harness, profile_sample
+from bench import timing as bench_timing
 from engine.graphs.capture import CudaCapture
 from engine.transfer import Arriving, CopyOut, to_device
 from tests.helpers import small_unet
@@ -202,16 +203,17 @@ def results(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.profiler, "profile", Profile)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
-    monkeypatch.setattr("torch._dynamo.reset", lambda: None)
     return lambda: [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
 
 
 def test_bench_sample_runs(monkeypatch, results):
     monkeypatch.setattr(device_rows, "ceilings", lambda device: [{"what": "nothing", "measured": 1.0, "unit": ""}])
     monkeypatch.setattr(bench_sample, "load", lambda name: small_unet(3))
+    monkeypatch.setattr(compiled, "run", lambda arguments, seconds: bench_sample.main(arguments))
     given = "--device cuda --network cifar10:2 --rounds 1 --seconds 0.1 --steps 2 --job 4 --compile-seconds 9"
     bench_sample.main(given.split())
     (found,) = results()
+    assert [row["variant"] for row in found["rows"]][-2:] == ["compile reduce-overhead", "compile max-autotune"]
     assert len(found["rows"]) >= 7
     assert not [row["note"] for row in found["rows"] if row["note"] and "not installed" not in row["note"]]
     (device,) = found["sections"]["The engine on the device"]
@@ -227,13 +229,42 @@ def test_profile_sample_runs(monkeypatch, results, graph):
     assert found["rows"][0]["launches per step"] > 10
 
 
-@pytest.mark.parametrize("module", [bench_unet, bench_advance])
+GIVEN = {
+    bench_unet: "--network small --batch 2 --dtype bfloat16 --seconds 0.1",
+    bench_advance: "--size 1x3x4x4 --no-compile --seconds 0.1",
+    bench_ops: "--network small --batch 1 --seconds 0.001",
+}
+
+
+@pytest.mark.parametrize("module", GIVEN)
 def test_other_benchmarks_run(monkeypatch, results, module):
     monkeypatch.setattr(bench_unet, "load", lambda name: small_unet(3))
     monkeypatch.setattr(bench_advance, "BACKENDS", [each for each in bench_advance.BACKENDS if each.name == "cuda"])
     monkeypatch.setattr(bench_advance, "ROWS", {"CORRECT": bench_advance.ROWS["CORRECT"]})
-    given = {bench_unet: "--network small --batch 2 --dtype bfloat16 --seconds 0.1", bench_advance: "--size 1x3x4x4"}
-    monkeypatch.setattr("sys.argv", [module.__name__, "--device", "cuda", *given[module].split()])
+    # Of the operations one shape each, whose kernels the interpreter can compute, if slowly.
+    monkeypatch.setattr(bench_ops, "load", lambda name: None)
+    monkeypatch.setattr(bench_ops, "shapes", lambda denoiser: ({(16, 16, 4, 4, 3): 5}, {(16, 4, 4): 7}))
+    monkeypatch.setattr(bench_ops.conv, "TILES", bench_ops.conv.TILES[-1:])
+    monkeypatch.setattr(bench_timing, "_ROUNDS", 2)
+    monkeypatch.setattr(torch.cuda.get_device_properties(), "L2_cache_size", 12_000, raising=False)
+    monkeypatch.setattr("sys.argv", [module.__name__, "--device", "cuda", *GIVEN[module].split()])
     module.main()
     (found,) = results()
-    assert len(found["rows"]) >= 3
+    assert len(found["rows"]) >= 2
+    assert {row["timed"] for row in found["rows"]} == {"graph"}
+
+
+def test_a_call_is_timed_by_its_graph_or_by_the_host_with_the_reason():
+    x, made = torch.zeros(3, device="cuda"), {"short": 0, "waits": 0}
+
+    def call(name):
+        made[name] += 1
+        x.add_(1)
+        return x.sum().item() if name == "waits" else None
+
+    found = bench_timing.measure({name: lambda name=name: call(name) for name in made}, x.device, seconds=0.01)
+    assert (found["short"].way, found["waits"].way.partition(" ")[0]) == ("graph", "host:")
+    assert "_local_scalar_dense" in found["waits"].way
+    assert all(timing.p20 <= timing.p50 <= timing.p80 for timing in found.values())
+    assert all(timing.host > 0 for timing in found.values())
+    assert x[0].item() > sum(made.values())  # replays, in which no Python runs

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import engine
-from bench import bench_sample, device_rows, harness, rounds, targets, user_loops
+from bench import bench_sample, compiled, device_rows, harness, rounds, targets, user_loops
 from bench.variants import Situation, variants
 from engine import reference
 from engine.preconditioning import EDM
@@ -69,9 +69,9 @@ def _loop(make):
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """The results folder, for a benchmark that finds a tiny network."""
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(bench_sample, "load", lambda name: small_unet(label_dim=2))
-    return tmp_path
+    return tmp_path / "results"
 
 
 TINY = ["--device", "cpu", "--network", "tiny", "--steps", "2", "--rounds", "1", "--seconds", "0"]
@@ -114,28 +114,52 @@ def test_what_cannot_run_is_listed_with_the_reason(results, monkeypatch):
     assert notes["eager float32"].endswith("s, going by 100% of it; --longest is 1e-09")
 
 
-def test_an_interrupted_run_leaves_what_it_measured(results, monkeypatch):
-    compared = bench_sample.Bench.compare
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_and_shows_what_it_measured(results, monkeypatch, capsys, tmp_path, number):
+    """In the folder asked for. The signal comes twice, as `timeout` sends it, the second while files are written."""
+    compared, written = bench_sample.Bench.compare, bench_sample.write
 
-    def once(self, situation, compiled):
-        compared(self, situation, compiled) if situation.batch == 1 else _raise(KeyboardInterrupt())
+    def once(self, situation, listed):
+        return compared(self, situation, listed) if situation.batch == 1 else signal.raise_signal(number)
+
+    def again(*arguments, show, **named):
+        signal.raise_signal(number) if show else None
+        written(*arguments, show=show, **named)
 
     monkeypatch.setattr(bench_sample.Bench, "compare", once)
+    monkeypatch.setattr(bench_sample, "write", again)
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
-        bench_sample.main([*TINY, "--batch", "1", "2", "--variant", "eager float32"])
-    rows = json.loads(next(results.glob("*.json")).read_text())["rows"]
+        bench_sample.main(
+            [*TINY, "--batch", "1", "2", "--variant", "eager float32", "--results", str(tmp_path / "other")]
+        )
+    rows = json.loads(next((tmp_path / "other").glob("*.json")).read_text())["rows"]
     assert [(row["batch"], row["variant"]) for row in rows] == [(1, "engine"), (1, "eager float32")]
+    assert capsys.readouterr().out.count("| tiny |") == 2
+    assert not results.exists()
+    assert signal.getsignal(number) == before
 
 
 def test_compiling_ends_when_its_time_is_over(results, monkeypatch):
-    slow = lambda situation, mode: time.sleep(60)  # noqa: E731
-    monkeypatch.setattr("bench.variants.by_compile", slow)
+    """In the process of its own, which is this one here; a run whose time has passed does not begin it."""
+    monkeypatch.setattr("bench.variants.by_compile", lambda situation, mode: time.sleep(60))
+    monkeypatch.setattr(compiled, "run", lambda arguments, seconds: bench_sample.main(arguments))
     options = [*TINY, "--batch", "1", "--compile", "--variant", "compile", "--compile-seconds", "1"]
     bench_sample.main(options)
     assert _notes(results) == ["", "not compiled in 1 s"]
     bench_sample.main([*options, "--minutes", "0"])
     assert _notes(results) == ["", "not begun: the 0 minutes of this run had passed"]
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+
+
+def test_a_process_that_compiles_and_fails_is_told(results, monkeypatch):
+    """No process can be given the tiny network: it ends with an error, or after its time."""
+    options = [*TINY, "--batch", "1", "--compile", "--variant", "compile"]
+    bench_sample.main(options)
+    assert _notes(results) == ["", "its process ended with 1"]
+    monkeypatch.setattr(compiled, "_BESIDE", -899.9)
+    bench_sample.main(options)
+    assert _notes(results) == ["", "its process had not ended after 0 s"]
 
 
 def _notes(results):
@@ -163,14 +187,14 @@ def test_rows_of_the_device(monkeypatch):
     monkeypatch.setattr(device_rows, "network_alone", lambda situation, prepared: None)
     situation = Situation("cifar10", small_unet(label_dim=2), 2, torch.float32, 2, torch.device("cpu"))
     prepared = variants(situation, compiled=False)[0].prepare()
-    with_job, without = (device_rows.row(situation, prepared, 2, images) for images in (5, 0))
+    with_job, without = (device_rows.row(situation, prepared, 9, 1.0, images) for images in (5, 0))
     assert list(with_job) == list(without)
     assert [with_job[f"ms{of}"] for of in (" a batch", " a batch, streamed", ", network alone")] == [2000, 1750, 1500]
     assert (with_job[targets.OUTSIDE], with_job["outside, streamed %"]) == (25, pytest.approx(100 / 7))
     assert (with_job["job images"], with_job["job images/s"], with_job["profiled images"]) == (5, 2, 5)
     assert 0 < with_job[targets.BUSY] <= 100
     judged = {row["what"]: row["measured"] for row in targets.judged([], [without, with_job | {"batch": 512}])}
-    assert judged["GPU busy over a job of 10,000 images"] == with_job[targets.BUSY]
+    assert judged["GPU busy over a job of 10,000 images, or of --job"] == with_job[targets.BUSY]
     assert judged["everything but the network's kernels, batch 512"] == with_job[targets.OUTSIDE]
     assert judged["everything but the network's kernels, batch 1"] == ""
 
@@ -192,10 +216,16 @@ def test_variants_of_a_gpu():
     ]
 
 
-def test_batches_of_a_network():
-    options = bench_sample.arguments(["--network", "cifar10", "imagenet64:1,64", "--batch", "8", "--device", "cpu"])
-    bench = bench_sample.Bench(options)
-    assert (bench.batches("cifar10"), bench.batches("imagenet64")) == ((8,), (1, 64))
+def test_situations_are_in_the_order_asked_for(results):
+    given = ["--network", "cifar10:8,1", "imagenet64:64", "cifar10", "--batch", "8", "2", "--device", "cpu"]
+    found = bench_sample.situations(bench_sample.arguments(given), torch.device("cpu"))
+    assert [str(situation) for situation in found] == [
+        "cifar10 bfloat16 batch 8",
+        "cifar10 bfloat16 batch 1",
+        "imagenet64 bfloat16 batch 64",
+        "cifar10 bfloat16 batch 2",
+    ]
+    assert [situation.nfe for situation in found] == [35, 35, 79, 35]
 
 
 @pytest.fixture

@@ -100,9 +100,7 @@ def test_a_module_that_cannot_be_copied_is_refused():
     network = Video()
     network.lock = threading.Lock()
     denoiser = engine.Denoiser(network, EDM(), img_shape=(3, 4, 8, 8))
-    with pytest.raises(
-        ValueError, match=r"^denoiser cannot be copied \(TypeError: cannot pickle .*\); allowed: "
-    ):
+    with pytest.raises(ValueError, match=r"^denoiser cannot be copied \(TypeError: cannot pickle .*\); allowed: "):
         engine.Engine(denoiser)
 
 
