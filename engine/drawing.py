@@ -1,8 +1,8 @@
 """``draw_to``: jobs of any size to files, in parts that several processes draw and that an interruption keeps."""
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -13,7 +13,7 @@ from torch import Tensor
 from . import record
 from .dealing import Alone, Team
 from .engine import Engine
-from .files import write_bytes
+from .files import locked, write_bytes
 from .job import Asked, require_known
 from .networks.layers import GroupNorm
 from .outputs import Images, Output, open_output
@@ -30,7 +30,7 @@ _WAITING = 2
 class Drawn:
     """What one process did. output: the files of the whole job. drawn: images drawn by this process. torn: files that
     `resume` found to be other than they should be, and that are drawn anew. last: whether this process ended the job.
-    seconds: of verifying, drawing and writing.
+    seconds: of verifying, drawing and writing. removed: files of an earlier job that this one began with removing.
     """
 
     output: Output
@@ -38,6 +38,7 @@ class Drawn:
     seconds: float
     torn: tuple[str, ...]
     last: bool
+    removed: int = 0
 
 
 class Drawing:
@@ -72,7 +73,13 @@ class Drawing:
         images = Images(numbers, _named(labels), shape)
         self.output = open_output(format, Path(folder), images, engine.batch_size, subdirs=subdirs, shard=shard)
         files = {"format": format, "subdirs": subdirs, "shard": shard}
-        own = {"seeds": numbers, "batch_size": engine.batch_size, **files, **_numerics(engine)}
+        own = {
+            "seeds": numbers,
+            "classes": _classes(images.labels),
+            "batch_size": engine.batch_size,
+            **files,
+            **_numerics(engine),
+        }
         own["asked"] = {name: value for name, value in self.asked.items() if name != "seeds"}
         self.settings = {**(settings or {}), **own}
 
@@ -104,19 +111,25 @@ class Drawing:
         """The whole job, or this process's share of it; see `draw_to`."""
         output, team, drawn = self.output, team or Alone(), 0
         team.start(output.batches)
-        team.once(lambda: self.begin(resume))
-        self.join()
-        started = time.perf_counter()
-        batches = self.draw(_missing(output, team) if resume else team.deal(), progress)
-        with closing(batches):  # the bar ends before anybody says why: a traceback would keep it alive
-            for _, count in batches:
-                drawn += count
-                team.done()
-        if team.last:
-            output.finish()
-        seconds = time.perf_counter() - started
-        team.leave()
-        return Drawn(output, drawn, seconds, tuple(output.torn), team.last)
+        with ExitStack() as held:
+
+            def begin() -> None:
+                held.enter_context(locked(output.folder))
+                self.begin(resume)
+
+            team.once(begin)
+            self.join()
+            started = time.perf_counter()
+            batches = self.draw(_missing(output, team) if resume else team.deal(), progress)
+            with closing(batches):  # the bar ends before anybody says why: a traceback would keep it alive
+                for _, count in batches:
+                    drawn += count
+                    team.done()
+            if team.last:
+                output.finish()
+            seconds = time.perf_counter() - started
+            team.leave()
+        return Drawn(output, drawn, seconds, tuple(output.torn), team.last, output.removed)
 
 
 def draw_to(
@@ -142,7 +155,8 @@ def draw_to(
     removed first. team: None for this process alone, `dealing.Ranks.of_torchrun()` for a rank of torchrun, all of which
     write to one folder. The images are the same bits however the job was divided (docs/large-jobs.md).
 
-    Raises ValueError for a bad argument, and for settings other than those of the job to be resumed, before any work;
+    Raises ValueError for a bad argument, for settings other than those of the job to be resumed, and while another
+    process draws a job of its own into the folder, before any work;
     OSError naming the file that could not be written: what was written stays, and can be resumed.
     """
     return Drawing(engine, folder, **job).run(resume=resume, team=team, progress=progress)
@@ -171,6 +185,12 @@ def _named(labels: Tensor | None) -> list[Label] | None:
     top = labels.argmax(1)
     hard = torch.equal(torch.nn.functional.one_hot(top, labels.shape[1]).to(labels.dtype), labels)
     return list(top.tolist() if hard else labels.tolist())
+
+
+def _classes(labels: Sequence[Label] | None) -> list[int] | None:
+    """The class of each image, for those who look into settings.json; None where there are none, or labels are soft."""
+    hard = [label for label in labels or () if isinstance(label, int)]
+    return hard or None
 
 
 def _numerics(engine: Engine) -> dict[str, Any]:

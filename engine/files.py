@@ -1,5 +1,6 @@
 """Files that are either whole or absent."""
 
+import fcntl
 import os
 import re
 import secrets
@@ -23,6 +24,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder, made if it is not there, for this process alone among all that ask; the system lets go of it when the
+    process ends, however that is. Raises ValueError where another has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"folder is {folder}, into which another process is drawing; allowed: another") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

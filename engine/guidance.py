@@ -254,7 +254,9 @@ class ClassifierGuidance(Guidance):
         channels, at = denoiser.img_shape[0], level()
         x = net_in[:, :channels].float() / per_sample(at.c_in, net_in.float())
         given = torch.zeros(len(x), 0, device=x.device) if labels is None else labels
-        slope = self.gradient(x, at.sigma, given)
+        with torch.enable_grad():  # for gradients by autograd
+            slope = self.gradient(x, at.sigma, given)
+        slope = slope.detach() if isinstance(slope, Tensor) else slope
         if not isinstance(slope, Tensor) or slope.shape != x.shape:
             what = list(slope.shape) if isinstance(slope, Tensor) else type(slope).__name__
             raise ValueError(f"gradient returned {what}; allowed: a tensor {list(x.shape)}")

@@ -118,6 +118,7 @@ def save_grid(
         raise ValueError(f"images has shape {list(images.shape)}; allowed: [N, 1 or 3, H, W], N from 1")
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"labels has {len(labels)} entries; allowed: one an image ({len(images)})")
+    require("path", str(path), Path(path).suffix.lower() == ".png", "a file of this kind, .png")
     scale = integer("scale", scale, 1)
     ok = columns is None or (is_number(columns, numbers.Integral) and columns >= 1)
     require("columns", columns, ok, "an integer from 1, or None")

@@ -3,10 +3,12 @@
 import math
 import numbers
 import operator
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from .transfer import to_device
 Seeds = Sequence[int] | Tensor | range
 NOISES = ("philox", *ORDERS)
 _OFFSET_DRAW = 2**63 - 2  # of a seed: its offset noise, one number a channel
-Labels = int | Sequence[int] | Tensor | None
+Labels = int | Sequence[int] | np.ndarray | Tensor | None
 
 
 class Asked(TypedDict, total=False):
@@ -289,7 +291,7 @@ def _seeds(seeds: Seeds) -> tuple[int, ...]:
     return checked
 
 
-def _labels(labels: Labels, count: int, dim: int, seeds: tuple[int, ...] | None) -> Tensor | None:
+def _labels(labels: Any, count: int, dim: int, seeds: tuple[int, ...] | None) -> Tensor | None:
     """One-hot or soft labels [N, dim] float32; where none are given, each seed draws its class."""
     if dim == 0:
         if labels is not None:
@@ -299,9 +301,12 @@ def _labels(labels: Labels, count: int, dim: int, seeds: tuple[int, ...] | None)
         if seeds is None:
             raise ValueError(f"class_labels is None; without seeds allowed: an int below {dim}, N ints or [N, {dim}]")
         return _one_hot(normals.uniform_int(seeds, dim), dim)
+    if isinstance(labels, np.ndarray):
+        labels = torch.from_numpy(labels)
     if isinstance(labels, Tensor) and (labels.is_floating_point() or labels.dim() == 2):
         if labels.shape != (count, dim):
-            raise ValueError(f"class_labels has shape {list(labels.shape)}; allowed: [{count}, {dim}]")
+            kind = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+            raise ValueError(f"class_labels has shape {kind}; allowed: [{count}, {dim}], or integers [{count}]")
         if not bool(torch.isfinite(labels).all()):
             raise ValueError("class_labels holds infinity or NaN; allowed: finite numbers")
         return labels.to(torch.float32)
@@ -311,7 +316,9 @@ def _labels(labels: Labels, count: int, dim: int, seeds: tuple[int, ...] | None)
             [operator.index(c) for c in values] if isinstance(values, Iterable) else [operator.index(values)] * count
         )
     except TypeError:
-        raise ValueError(f"class_labels is {labels!r}; allowed: an int, N ints or a tensor [N, {dim}]") from None
+        raise ValueError(
+            f"class_labels is {reprlib.repr(labels)}; allowed: an int, N ints or a tensor [N, {dim}]"
+        ) from None
     if len(index) != count:
         raise ValueError(f"class_labels has {len(index)} entries; allowed: one int, or one a sample ({count})")
     for value in index:

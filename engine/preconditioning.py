@@ -54,9 +54,9 @@ class Preconditioning(ABC):
 
 def require_preconditioning(given: object) -> None:
     """Raises ValueError for anything else, a class of one among it."""
-    require(
-        "preconditioning", given, isinstance(given, Preconditioning), "one of engine.preconditioning, such as EDM()"
-    )
+    if not isinstance(given, Preconditioning):
+        what = f"a {type(given).__name__}" if not isinstance(given, type) else repr(given)
+        raise ValueError(f"preconditioning is {what}; allowed: one of engine.preconditioning, such as EDM()")
 
 
 def _sqrt(x: Tensor) -> Tensor:

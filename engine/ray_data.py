@@ -43,7 +43,7 @@ def draw_on_ray(make: Callable[[], Drawing], *, resume: bool = False, workers: i
         drawn += row["drawn"]
         torn |= dict.fromkeys(row["torn"].split())
     output.finish()
-    return Drawn(output, drawn, time.perf_counter() - started, tuple(torn), last=True)
+    return Drawn(output, drawn, time.perf_counter() - started, tuple(torn), last=True, removed=output.removed)
 
 
 class _Worker:

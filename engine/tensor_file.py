@@ -13,9 +13,12 @@ _FORMAT = "edm-engine 1"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write one file, atomically. ``metadata`` holds the config under "config", as JSON."""
+    """Write one file, atomically. ``metadata`` holds the config under "config", as JSON. OSError names the file."""
     with atomic_path(path) as temporary:
-        save_file(dict(tensors), temporary, {**metadata, "format": _FORMAT})
+        try:
+            save_file(dict(tensors), temporary, {**metadata, "format": _FORMAT})
+        except SafetensorError as error:  # of Rust's own kind
+            raise OSError(f"{path} could not be written: {error}") from None
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

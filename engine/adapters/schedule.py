@@ -12,6 +12,7 @@ _PREDICTIONS: dict[str, Literal["epsilon", "v", "sample"]] = {
     "v_prediction": "v",
     "sample": "sample",
 }
+_CONSISTENCY = ("CMStochasticIterativeScheduler", "LCMScheduler", "TCDScheduler")
 _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
@@ -31,6 +32,8 @@ def preconditioning_of(config: Mapping[str, Any]) -> Preconditioning:
     """
     name = config.get("_class_name", "of this class")
     prediction = config.get("prediction_type", "epsilon")
+    if name in _CONSISTENCY:
+        raise ValueError(f"scheduler is a {name}; allowed: those of models that denoise, not consistency models")
     if config.get("use_flow_sigmas") or config.get("timestep_type") == "continuous":
         option = "use_flow_sigmas" if config.get("use_flow_sigmas") else "timestep_type"
         raise ValueError(f"scheduler has {option} = {config[option]!r}; allowed: discrete timesteps, or sigma_data")

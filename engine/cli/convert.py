@@ -21,6 +21,8 @@ def convert(source: str, target: Path, dtype: str, config: dict[str, Any] | None
     SOURCE is an EDM pickle, a checkpoint of score_sde_pytorch or guided-diffusion, or one of this format. Nothing in it
     is executed. A folder of diffusers stays what it is: its network is none of ours.
     """
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise click.UsageError(f"TARGET is {target}, the source itself; allowed: another file")
     denoiser = checkpoints.load(source, config=config)
     denoiser.save(target, dtype=getattr(torch, dtype), notes={"converted_from": Path(source).name})
     count = sum(p.numel() for p in denoiser.parameters())

@@ -69,6 +69,10 @@ def sample(grid: bool, resume: bool, ray: bool, workers: int | None, **job: Any)
     if click.get_current_context().get_parameter_source("seeds") is ParameterSource.DEFAULT and job["latents"]:
         job["seeds"] = list(range(len(_load_latents(job["latents"]))))
     drawn = _draw_on_ray(job, resume, workers) if ray else _draw(job, resume)
+    if drawn.removed:
+        click.echo(f"{job['out']} held an earlier job, of which {drawn.removed} files were removed", err=True)
+    if job["image"] and not job["mask"] and job.get("sigma_max") is None:
+        click.echo("--sigma-max says how much noise --image starts with; its default leaves nothing of it", err=True)
     for name in drawn.torn:
         click.echo(f"{job['out'] / name} was torn and is drawn anew", err=True)
     if drawn.last and grid and isinstance(drawn.output, PngFolder):

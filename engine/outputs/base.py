@@ -39,13 +39,15 @@ class Output(ABC):
 
     A batch's bytes depend on its images alone, so to write it again changes nothing. A file's checksum is on a list
     before the file is there, so that a list names all that a job has written, wherever it was interrupted. torn: the
-    names of files that were there and were not what they should be, as `complete` finds them.
+    names of files that were there and were not what they should be, as `complete` finds them. removed: how many files
+    of an earlier job `begin` has removed.
     """
 
     def __init__(self, folder: Path, images: Images, batch_size: int) -> None:
         self.folder, self.images, self.batch_size = folder, images, batch_size
         self.batches = -(-len(images.numbers) // batch_size)
         self.torn: list[str] = []
+        self.removed = 0
 
     def begin(self, resume: bool) -> None:
         """By one process, before any other call: what an earlier job wrote is removed, unless this one goes on with it.
@@ -106,6 +108,7 @@ class Output(ABC):
         written = {path for path, expected in named if _lies_in(self.folder, path) and digest(path) == expected}
         for path in written:
             path.unlink()
+        self.removed = len(written)
         for folder in {path.parent for path in written} - {self.folder}:
             with suppress(OSError):  # others have files in it
                 folder.rmdir()

@@ -27,7 +27,7 @@ class InversionSampler(Sampler):
     def of(cls, sampler: object) -> "InversionSampler":
         """The inverse of a deterministic sampler. Raises ValueError for one that adds noise."""
         if not isinstance(sampler, EDMSampler) or sampler.churn.S_churn != 0 or sampler.levels.steps < 2:
-            what = type(sampler).__name__
+            what = str(sampler)
             if isinstance(sampler, EDMSampler):
                 what = f"edm(S_churn={sampler.churn.S_churn}, steps={sampler.levels.steps})"
             raise ValueError(f"sampler is {what}; allowed: samplers.edm with S_churn=0 and steps from 2")

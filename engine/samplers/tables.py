@@ -28,6 +28,7 @@ Rows = Callable[..., Iterator[Row]]
 _SHARED = [
     field for field in fields(Levels) if field.name in ("steps", "sigma_min", "sigma_max", "rho", "discretization")
 ]
+_NEXT = -1  # of draws: the first that no row before has
 _SHARED_DOC = """
 steps: the number of noise levels, falling from sigma_max to sigma_min; then comes 0. discretization: how they are
 spaced (`Levels`): "edm" evenly in sigma^(1/rho), "vp", "ve" and "iddpm" as in their papers; "leading", "linspace" and
@@ -80,11 +81,20 @@ class TableSampler(Sampler):
         rows = list(made) if isinstance(made, Iterable) else made
         ok = isinstance(rows, list) and len(rows) > 0 and all(isinstance(row, Row) for row in rows)
         require(f"what {self.generate.__name__} yields", rows, ok, "rows made by linear(...), one or more")
-        return rows  # type: ignore[return-value]
+        return _numbered(rows)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options)
         return f"{self.generate.__name__}({self.levels}{options})"
+
+
+def _numbered(rows: Sequence[Row]) -> list[Row]:
+    """With a draw of its own for each row that asks for the next."""
+    nexts, numbered = itertools.count(), []
+    for row in rows:
+        draw = row.draw if row.draw != _NEXT else next(nexts) if row.std else 0
+        numbered.append(row.then(draw=draw))
+    return numbered
 
 
 def _scale(rows: Sequence[Row]) -> list[Row]:
@@ -110,12 +120,13 @@ def linear(
     D: float = 0.0,
     slots: Iterable[float] = (),
     std: float = 0.0,
-    draw: int = 0,
+    draw: int | None = None,
     keep: tuple[int, float, float, Iterable[float]] | None = None,
     store: tuple[int, float, float] | None = None,
 ) -> Row:
     """A row that consumes D(x; sigma): x = x * x + D * D + slots[0] * slot 0 + ... + std * noise.
 
+    draw: the index of the noise among a sample's own, 0 to 2^53; None for one that no row before has, counting up.
     keep: (slot, from x, from D, from each slot); store: (slot, from x, from D): what goes to slots meanwhile.
     """
     sums: dict[str, float] = {"x_from_x": x, "x_from_D": D} | {f"x_from_{j}": c for j, c in enumerate(slots)}
@@ -125,7 +136,7 @@ def linear(
         sums |= {f"keep_from_{j}": c for j, c in enumerate(from_slots)}
     if store is not None:
         sums |= dict(zip(("store_slot", "store_from_x", "store_from_D"), store, strict=True))
-    return Row(Op.LINEAR, sigma=sigma, std=std, draw=draw, **sums)  # type: ignore[arg-type]
+    return Row(Op.LINEAR, sigma=sigma, std=std, draw=_NEXT if draw is None else draw, **sums)  # type: ignore[arg-type]
 
 
 def table(zero_snr: bool = False, **properties: Any) -> Callable[[Rows], Callable[..., TableSampler]]:

@@ -27,10 +27,10 @@ def train_to(
     compile: bool = False,
     save_every: float = 180,
 ) -> Path:
-    """Train on Fashion-MNIST, images [N, 1, 32, 32] with labels [N]; writes checkpoint.pt, log.jsonl and, at the end,
-    ema.safetensors, whose path it returns.
+    """Train on Fashion-MNIST, images [N, 1, 32, 32] with labels [N]; writes checkpoint.pt, log.jsonl and
+    ema.safetensors, whose path it returns, every ``save_every`` seconds, at the end and when it is interrupted.
 
-    named: the options of `edm-engine train` that choose the config, for the weights' notes. save_every: seconds.
+    named: the options of `edm-engine train` that choose the config, for the weights' notes.
     Raises ValueError where ``out`` holds a checkpoint of another config.
     """
     trainer = Trainer(config, images, labels, device=device, compile=compile)
@@ -39,23 +39,32 @@ def train_to(
         trainer.resume(checkpoint)
         tqdm.write(f"resuming at {trainer.images_seen} images")
     out.mkdir(parents=True, exist_ok=True)
-    log, saved = Log(out / "log.jsonl", images_seen=trainer.images_seen), time.monotonic()
-    with progress_bar(config.images, "image", "training", initial=trainer.images_seen) as bar:
-        for record in trainer.run():
-            log.add(record, config.batch_size)
-            bar.update(config.batch_size)
-            if time.monotonic() - saved > save_every:
-                trainer.save(checkpoint)
-                saved = time.monotonic()
-    trainer.save(checkpoint)
-    notes = {
-        "training_command": _command(named, config, trainer.runs),
-        "training_config": repr(asdict(config)),
-        "images_seen": str(trainer.images_seen),
-        "data": "Fashion-MNIST, 60,000 training images, MIT licence",
-    }
     trainer.ema.class_names = FASHION_MNIST_CLASSES
-    checkpoints.save(trainer.ema, weights, dtype=torch.float16, notes=notes)
+    log, saved = Log(out / "log.jsonl", images_seen=trainer.images_seen), time.monotonic()
+
+    def save() -> None:
+        trainer.save(checkpoint)
+        notes = {
+            "training_command": _command(named, config, trainer.runs),
+            "training_config": repr(asdict(config)),
+            "images_seen": str(trainer.images_seen),
+            "data": "Fashion-MNIST, 60,000 training images, MIT licence",
+        }
+        checkpoints.save(trainer.ema, weights, dtype=torch.float16, notes=notes)
+
+    try:
+        with progress_bar(config.images, "image", "training", initial=trainer.images_seen) as bar:
+            for record in trainer.run():
+                log.add(record, config.batch_size)
+                bar.update(config.batch_size)
+                if time.monotonic() - saved > save_every:
+                    save()
+                    saved = time.monotonic()
+    except KeyboardInterrupt:
+        save()
+        tqdm.write(f"interrupted at {trainer.images_seen} images, saved to {checkpoint}")
+        raise
+    save()
     tqdm.write(f"wrote {weights}, {trainer.images_seen} images seen")
     return weights
 

@@ -50,7 +50,7 @@ def self_check(subject: Subject) -> None:
 
 def checksum(module: nn.Module) -> Tensor:
     """The sum of the bit patterns of all parameters and buffers, int64 [] where they are; any one change changes it."""
-    total = torch.zeros([], dtype=torch.int64)
+    total = torch.zeros([], dtype=torch.int64, device="cpu")
     for tensor in (*module.parameters(), *module.buffers()):
         bits = _bits(tensor.detach())
         total = total.to(bits.device) + bits.sum(dtype=torch.int64)

@@ -214,6 +214,8 @@ NOT_READ = [
         "use_flow",
     ),
     (diffusers.UniPCMultistepScheduler, FLOW, "prediction_type is 'flow_prediction'"),
+    (diffusers.CMStochasticIterativeScheduler, {}, "scheduler is a CMStochasticIterativeScheduler; allowed: those of"),
+    (diffusers.LCMScheduler, {}, "scheduler is a LCMScheduler; allowed: those of models that denoise"),
     (diffusers.EulerDiscreteScheduler, {"timestep_type": "continuous"}, "timestep_type = 'continuous'"),
     (diffusers.EDMEulerScheduler, {"prediction_type": "v_prediction"}, "'v_prediction' with sigma_data"),
     (diffusers.ScoreSdeVeScheduler, {}, "ScoreSdeVeScheduler has neither"),

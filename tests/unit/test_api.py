@@ -82,6 +82,8 @@ def test_class_labels_in_all_their_forms():
     assert torch.equal(draw(denoiser, class_labels=torch.tensor([2, 2, 2])), expected)
     assert torch.equal(draw(denoiser, class_labels=torch.tensor(2)), expected)
     assert torch.equal(draw(denoiser, class_labels=torch.eye(3)[[2, 2, 2]]), expected)
+    assert torch.equal(draw(denoiser, class_labels=np.eye(3, dtype=np.float32)[[2, 2, 2]]), expected)
+    assert torch.equal(draw(denoiser, class_labels=np.array([2, 2, 2])), expected)
     assert not torch.equal(draw(denoiser, class_labels=[2, 2, 1])[2], expected[2])
     assert torch.equal(draw(denoiser, class_labels=[2, 2, 1])[:2], expected[:2])
 
@@ -285,7 +287,7 @@ def test_bad_input(arguments, message):
     [
         (3, "class_labels contains 3; allowed: 0 to 2"),
         ([0, 1], r"class_labels has 2 entries; allowed: one int, or one a sample \(3\)"),
-        (torch.zeros(3, 4), r"class_labels has shape \[3, 4\]; allowed: \[3, 3\]"),
+        (torch.zeros(3, 4), r"class_labels has shape float32 \[3, 4\]; allowed: \[3, 3\], or integers \[3\]"),
         (torch.full((3, 3), torch.nan), r"class_labels holds infinity or NaN; allowed: finite"),
         ("cat", "class_labels is 'cat'; allowed: an int"),
         (1.5, "class_labels is 1.5; allowed: an int"),

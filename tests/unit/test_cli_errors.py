@@ -27,6 +27,7 @@ NO_DATA = ["--data", "/nowhere"]
         (["statistics", "--data", ".", "--inception", __file__, "--device", "foo", "--out", "x"], "device is 'foo'"),
         (["plan", "--table", "/proc/a.csv"], "No such file or directory: '/proc/a.csv'"),
         (["plan", "--table", "folder"], "Is a directory: 'folder'"),
+        (["convert", "fashion-mnist", "/proc/a.safetensors"], "/proc/a.safetensors"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys, arguments, message):
@@ -35,6 +36,16 @@ def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys, arguments, message
     assert run(monkeypatch, *arguments) == 2
     assert message in complaint(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_checkpoint_is_not_converted_onto_itself(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "a.safetensors"
+    assert run(monkeypatch, "convert", "fashion-mnist", path) == 0
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert run(monkeypatch, "convert", path, path, "--dtype", "bfloat16") == 2
+    assert "the source itself; allowed: another file" in complaint(capsys)
+    assert path.read_bytes() == before
 
 
 def test_a_damaged_data_file_is_no_interruption(monkeypatch, tmp_path, capsys):

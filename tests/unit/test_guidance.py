@@ -156,6 +156,17 @@ def test_classifier_guidance_moves_samples_towards_the_class():
     assert (x > 0).double().mean() > 0.85
 
 
+def test_a_gradient_may_be_autograds():
+    def autograd(x, sigma, labels):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad((x**2 * sigma.reshape(-1, 1, 1, 1)).sum(), x)[0]
+
+    images = draw(ClassifierGuidance(0.1, gradient=autograd))
+    assert not images.requires_grad
+    plain = ClassifierGuidance(0.1, gradient=lambda x, sigma, labels: 2 * x * sigma.reshape(-1, 1, 1, 1))
+    assert torch.equal(images, draw(plain))
+
+
 def test_a_classifier_guides_an_unconditional_network():
     """Its textbook use: the class is the classifier's alone, and a seed that is given none draws one."""
     kind = ClassifierGuidance(3.0, gradient=gradient_of(UntrainedClassifier(2, 4, seed=1)), classes=4)

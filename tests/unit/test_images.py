@@ -92,6 +92,8 @@ def test_png_round_trip(channels, tmp_path):
 
 def test_grid_places_images_row_by_row(tmp_path):
     images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 1, 4, 4) * 50
+    with pytest.raises(ValueError, match=r"path is '.*grid.jpg'; allowed: a file of this kind, .png"):
+        engine.save_grid(images, tmp_path / "grid.jpg")
     engine.save_grid(images, tmp_path / "grid.png", columns=3)
     grid = np.asarray(Image.open(tmp_path / "grid.png"))[:, :, 0]
     assert grid.shape == (2 * 6 + 2, 3 * 6 + 2)

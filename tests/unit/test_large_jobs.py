@@ -128,4 +128,4 @@ def test_a_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["edm-engine", "sample", "--model", "fashion-mnist", "--steps=1", "--out", out])
     with pytest.raises(SystemExit, match="2"):
         cli.main()
-    assert capsys.readouterr().err == f"edm-engine: [Errno 20] Not a directory: '{out}/checksums.sha256'\n"
+    assert capsys.readouterr().err == f"edm-engine: [Errno 20] Not a directory: '{out}'\n"

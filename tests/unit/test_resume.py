@@ -1,6 +1,7 @@
 """Jobs interrupted, torn, out of disk, and resumed: always the bytes of the undisturbed one."""
 
 import errno
+import json
 import os
 import re
 
@@ -12,6 +13,7 @@ from torch import nn
 import engine
 from engine import Sampler
 from engine.adapters import from_k_diffusion
+from engine.files import locked
 from engine.guidance import ClassifierFree, ClassifierGuidance
 from engine.outputs import FORMATS, kinds
 from engine.outputs.archive import Archive
@@ -116,7 +118,7 @@ def test_a_part_damaged_while_the_job_runs(monkeypatch, tmp_path):
     ("change", "message"),
     [
         ({"seeds": [*SEEDS[:-1], 8]}, "seeds is"),
-        ({"class_labels": 1}, "asked is"),
+        ({"class_labels": 1}, "classes is"),
         ({"format": "zip"}, 'format is "zip"; allowed: "png"'),
         ({"settings": {"steps": 3}}, "steps is 3; allowed: null"),
         ({"prepared": {"batch_size": 4}}, "batch_size is 4; allowed: 5, as .*settings.json has it"),
@@ -393,3 +395,18 @@ def test_files_are_called_what_is_removed(number):
     names = [images.name(0, subdirs) for subdirs in (False, True)]
     names += [kind.file(number) for kind in (kinds.ZIP, kinds.TAR, kinds.NPZ)]
     assert all(WRITTEN.fullmatch(name) for name in names)
+
+
+def test_two_jobs_in_one_folder_at_once_are_refused(tmp_path):
+    out = tmp_path / "job"
+    said = f"^folder is {re.escape(str(out))}, into which another process is drawing; allowed: another"
+    with locked(out), pytest.raises(ValueError, match=said):
+        draw(out)
+    assert list(out.iterdir()) == []
+    assert draw(out).removed == 0
+    assert draw(out, seeds=SEEDS[:3], class_labels=1).removed == len(SEEDS)
+
+
+def test_settings_say_the_class_of_each_image(tmp_path):
+    draw(tmp_path, class_labels=None)
+    assert json.loads((tmp_path / "settings.json").read_text())["classes"] == engine.noise.uniform_int(SEEDS, 4)

@@ -19,6 +19,7 @@ from engine.backends import BACKENDS, REFERENCE
 from engine.plan import Plan
 from engine.preconditioning import EDM, IDDPM, VP, Direct
 from engine.samplers import CHURN_PRESETS, REGISTRY, Levels, linear, registry
+from engine.samplers.tables import TableSampler
 from engine.state import Noise, State
 from tests import plain_samplers
 from tests.cases import assert_same_bits
@@ -429,3 +430,21 @@ def test_the_table_in_the_documentation_is_the_list():
     from engine.cli.samplers import markdown_table
 
     assert markdown_table() in (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
+
+
+def test_rows_that_say_no_draw_have_noise_of_their_own():
+    """The same noise at every step would add up to an image of nearly twice the deviation."""
+
+    def rows(numbered):
+        def my_ancestral(sigmas):
+            for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
+                up = sigma_next * (1 - (sigma_next / sigma) ** 2) ** 0.5
+                down = (sigma_next**2 - up**2) ** 0.5
+                yield linear(sigma, x=down / sigma, D=1 - down / sigma, std=up, draw=i if numbered else None)
+
+        return TableSampler(my_ancestral, Levels(12))
+
+    plans = [Plan(rows(numbered), EDM()) for numbered in (True, False)]
+    drawn = [[row.draw for row in plan.rows if row.std] for plan in plans]
+    assert drawn[0] == drawn[1] == list(range(11))
+    assert plans[0].draws == plans[1].draws
