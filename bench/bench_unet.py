@@ -128,7 +128,9 @@ def main() -> None:
         f"not the network's. {GPU_NOTE if device.type == 'cuda' else ''}"
     ).strip()
     rows: list[dict[str, Any]] = []
-    save = partial(write, "unet", device, rows, notes, options.results)
+    others = [] if "fashion-mnist" in options.network else options.network  # files of their own
+    prefix = "-".join(["unet", *others])
+    save = partial(write, "unet", device, rows, notes, options.results, prefix=prefix)
     with shown_in_the_end(save):
         for name in options.network:
             denoiser = load(name)

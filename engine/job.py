@@ -311,14 +311,11 @@ def _labels(labels: Any, count: int, dim: int, seeds: tuple[int, ...] | None) ->
             raise ValueError("class_labels holds infinity or NaN; allowed: finite numbers")
         return labels.to(torch.float32)
     values = labels.tolist() if isinstance(labels, Tensor) else labels
-    try:
-        index = (
-            [operator.index(c) for c in values] if isinstance(values, Iterable) else [operator.index(values)] * count
-        )
-    except TypeError:
-        raise ValueError(
-            f"class_labels is {reprlib.repr(labels)}; allowed: an int, N ints or a tensor [N, {dim}]"
-        ) from None
+    each = list(values) if isinstance(values, Iterable) else [values] * count
+    if not all(is_number(c, numbers.Integral) for c in each):
+        allowed = f"an int, N ints or a tensor [N, {dim}]"
+        raise ValueError(f"class_labels is {reprlib.repr(labels)}; allowed: {allowed}")
+    index = [int(c) for c in each]
     if len(index) != count:
         raise ValueError(f"class_labels has {len(index)} entries; allowed: one int, or one a sample ({count})")
     for value in index:

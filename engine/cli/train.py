@@ -31,7 +31,9 @@ data_option = click.option(
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--compile/--no-compile", default=None, help="torch.compile: a minute at the start; not if --quick.")
-@click.option("--save-every", type=float, default=180, show_default=True, help="Seconds between checkpoints.")
+@click.option(
+    "--save-every", type=click.FloatRange(min=0), default=180, show_default=True, help="Seconds between checkpoints."
+)
 @data_option
 def train(
     preset: str,

@@ -28,7 +28,7 @@ Rows = Callable[..., Iterator[Row]]
 _SHARED = [
     field for field in fields(Levels) if field.name in ("steps", "sigma_min", "sigma_max", "rho", "discretization")
 ]
-_NEXT = -1  # of draws: the first that no row before has
+_NEXT = -1  # of draws: one that no other row has
 _SHARED_DOC = """
 steps: the number of noise levels, falling from sigma_max to sigma_min; then comes 0. discretization: how they are
 spaced (`Levels`): "edm" evenly in sigma^(1/rho), "vp", "ve" and "iddpm" as in their papers; "leading", "linspace" and
@@ -90,11 +90,9 @@ class TableSampler(Sampler):
 
 def _numbered(rows: Sequence[Row]) -> list[Row]:
     """With a draw of its own for each row that asks for the next."""
-    nexts, numbered = itertools.count(), []
-    for row in rows:
-        draw = row.draw if row.draw != _NEXT else next(nexts) if row.std else 0
-        numbered.append(row.then(draw=draw))
-    return numbered
+    taken = {row.draw for row in rows if row.std}
+    free = (draw for draw in itertools.count() if draw not in taken)
+    return [row if row.draw != _NEXT else row.then(draw=next(free) if row.std else 0) for row in rows]
 
 
 def _scale(rows: Sequence[Row]) -> list[Row]:
@@ -126,7 +124,7 @@ def linear(
 ) -> Row:
     """A row that consumes D(x; sigma): x = x * x + D * D + slots[0] * slot 0 + ... + std * noise.
 
-    draw: the index of the noise among a sample's own, 0 to 2^53; None for one that no row before has, counting up.
+    draw: the index of the noise among a sample's own, 0 to 2^53; None for one that no other row has, counting up.
     keep: (slot, from x, from D, from each slot); store: (slot, from x, from D): what goes to slots meanwhile.
     """
     sums: dict[str, float] = {"x_from_x": x, "x_from_D": D} | {f"x_from_{j}": c for j, c in enumerate(slots)}

@@ -291,6 +291,7 @@ def test_bad_input(arguments, message):
         (torch.full((3, 3), torch.nan), r"class_labels holds infinity or NaN; allowed: finite"),
         ("cat", "class_labels is 'cat'; allowed: an int"),
         (1.5, "class_labels is 1.5; allowed: an int"),
+        (True, "class_labels is True; allowed: an int"),
     ],
 )
 def test_bad_labels(labels, message):

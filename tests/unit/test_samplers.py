@@ -448,3 +448,11 @@ def test_rows_that_say_no_draw_have_noise_of_their_own():
     drawn = [[row.draw for row in plan.rows if row.std] for plan in plans]
     assert drawn[0] == drawn[1] == list(range(11))
     assert plans[0].draws == plans[1].draws
+
+    def mixed(sigmas):
+        yield linear(2.0, x=1.0, std=1.0)
+        yield linear(1.0, x=1.0, std=1.0, draw=0)
+        yield linear(1.0, x=1.0, D=1.0)
+        yield linear(0.5, x=1.0, std=1.0)
+
+    assert [row.draw for row in Plan(TableSampler(mixed, Levels(4)), EDM()).rows[1:]] == [1, 0, 0, 2]
