@@ -55,7 +55,7 @@ class Preconditioning(ABC):
 def require_preconditioning(given: object) -> None:
     """Raises ValueError for anything else, a class of one among it."""
     if not isinstance(given, Preconditioning):
-        what = f"a {type(given).__name__}" if not isinstance(given, type) else repr(given)
+        what = f"a {type(given).__name__}" if isinstance(given, torch.nn.Module) else repr(given)  # not pages of layers
         raise ValueError(f"preconditioning is {what}; allowed: one of engine.preconditioning, such as EDM()")
 
 
