@@ -17,6 +17,7 @@ from ..engine import Engine
 from ..graphs import MODES, Mode
 from ..images import load_png, load_pngs, save_grid
 from ..job import NOISES
+from ..outputs.base import GRID
 from ..outputs.png_folder import PngFolder
 from .guidance_options import guidance_options, take_guidance
 from .large_options import large_options
@@ -174,4 +175,4 @@ def _save_grid(output: PngFolder, classes: list[int] | None, names: tuple[str, .
     asked = [classes[i % len(classes)] for i in range(count)] if classes else None
     texts = None if asked is None else [names[c] if names else str(c) for c in asked]
     columns = len(classes) if classes and len(classes) > 1 else None
-    save_grid(pixels, output.folder / "grid.png", columns=columns, labels=texts, scale=2)
+    save_grid(pixels, output.folder / GRID, columns=columns, labels=texts, scale=2)

@@ -16,6 +16,7 @@ from ..files import remove_temporaries, write_bytes
 
 PARTS = ".parts"  # what a job that goes on knows of its batches; gone when it has ended
 SUMS = "checksums.sha256"  # what `sha256sum --check` reads
+GRID = "grid.png"  # an overview that a job's owner may have made of its images
 WRITTEN = re.compile(r"([0-9]{6,}/)?[0-9]{6,}\.png|images(-[0-9]{6,})?\.(zip|tar|npz)")  # what a job's files are called
 Label = int | list[float]
 
@@ -109,6 +110,8 @@ class Output(ABC):
         for path in written:
             path.unlink()
         self.removed = len(written)
+        if written:
+            (self.folder / GRID).unlink(missing_ok=True)  # of the images that are gone
         for folder in {path.parent for path in written} - {self.folder}:
             with suppress(OSError):  # others have files in it
                 folder.rmdir()

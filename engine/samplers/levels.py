@@ -57,7 +57,7 @@ class Levels:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        check_integers(self, "steps", 1)
+        check_integers(self, "steps", 1, MOST_LEVELS)  # a table of so many takes ten seconds to make
         choices = get_args(Discretization)
         require("discretization", self.discretization, self.discretization in choices, ", ".join(map(repr, choices)))
         check_numbers(self, "rho C_2", "a finite number above 0", lambda v: 0 < v < math.inf)

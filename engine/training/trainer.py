@@ -156,6 +156,7 @@ class Trainer:
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.master.parameters()), 1 - beta)
 
     def save(self, path: Path) -> None:
+        """Write what `resume` needs, atomically. Raises OSError naming the file if it could not be written."""
         state = {
             "config": asdict(self.config),
             "step": self.step,
@@ -165,7 +166,10 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
         with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # torch's own kind, of a disk that is full
+                raise OSError(f"{path} could not be written: {str(error).partition(chr(10))[0]}") from None
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint. Raises ValueError if it was written with another config, or is damaged.

@@ -404,7 +404,9 @@ def test_two_jobs_in_one_folder_at_once_are_refused(tmp_path):
         draw(out)
     assert list(out.iterdir()) == []
     assert draw(out).removed == 0
+    (out / "grid.png").write_bytes(b"of images that will be gone")
     assert draw(out, seeds=SEEDS[:3], class_labels=1).removed == len(SEEDS)
+    assert not (out / "grid.png").exists()
 
 
 def test_settings_say_the_class_of_each_image(tmp_path):
