@@ -17,9 +17,9 @@ def cast_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     for module, target in _targets(network, dtype):
         module.to(target)
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.dim() == 4:  # not Module.to(memory_format=...), which refuses modules with weights of five
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    # What Module.to(memory_format=...) does, which refuses weights of five dimensions. Not contiguous(): where one pixel
+    # or channel makes both layouts the same it leaves the strides as they are, and by them torch chooses convolutions.
+    network._apply(lambda t: t.to(memory_format=torch.channels_last) if t.dim() == 4 else t)
     return network
 
 

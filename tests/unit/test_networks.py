@@ -171,6 +171,12 @@ def test_resampling_is_the_filter_it_says(taps):
     torch.testing.assert_close(interior, torch.ones_like(interior))  # both phases keep the mean
 
 
+def test_weights_of_one_pixel_have_the_strides_of_channels_last_too():
+    """Torch chooses a convolution by them: with others captured loops and eager ones came to other bits."""
+    network = cast_network(torch.nn.Sequential(Conv2d(4, 8, 1), Conv2d(1, 8, 3)), torch.bfloat16)
+    assert [network[i].weight.stride() for i in (0, 1)] == [(4, 1, 4, 4), (9, 1, 3, 1)]
+
+
 def test_cast_keeps_the_embedding_in_float32():
     network = cast_network(SongUNet(16, 1, 1, label_dim=4, **TINY).eval(), torch.bfloat16)
     assert network.dtype == torch.bfloat16
