@@ -17,8 +17,8 @@ def cast_network(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     for module, target in _targets(network, dtype):
         module.to(target)
-    # What Module.to(memory_format=...) does, which refuses weights of five dimensions. Not contiguous(): where one pixel
-    # or channel makes both layouts the same it leaves the strides as they are, and by them torch chooses convolutions.
+    # What Module.to(memory_format=...) does, which refuses weights of five dimensions. Not contiguous(): where one
+    # pixel or channel makes both layouts the same it leaves the strides, and by them torch chooses convolutions.
     network._apply(lambda t: t.to(memory_format=torch.channels_last) if t.dim() == 4 else t)
     return network
 
