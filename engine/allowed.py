@@ -20,6 +20,11 @@ def is_number(value: Any, kind: type = numbers.Real) -> bool:
     return type(value) is not bool and isinstance(value, kind) and bool(value == value)
 
 
+def is_integer(value: Any, lowest: int, highest: int | None = None) -> bool:
+    """A whole number of Python or NumPy from ``lowest`` to ``highest``."""
+    return is_number(value, numbers.Integral) and lowest <= value and (highest is None or value <= highest)
+
+
 def number(name: str, value: Any, allowed: str, ok: Callable[[Any], bool]) -> float:
     """A number for which ``ok`` holds, as Python's own int or float. Raises ValueError for anything else."""
     require(name, value, is_number(value) and bool(ok(value)), allowed)
@@ -28,7 +33,7 @@ def number(name: str, value: Any, allowed: str, ok: Callable[[Any], bool]) -> fl
 
 def integer(name: str, value: Any, lowest: int, highest: int | None = None) -> int:
     """An integer from ``lowest`` to ``highest``, as Python's own. Raises ValueError for anything else."""
-    ok = is_number(value, numbers.Integral) and lowest <= value and (highest is None or value <= highest)
+    ok = is_integer(value, lowest, highest)
     require(name, value, ok, f"an integer from {lowest}" + ("" if highest is None else f" to {highest}"))
     return int(value)
 

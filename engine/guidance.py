@@ -8,7 +8,6 @@ outside it: rows with guide_G = 0 do not evaluate G at all.
 """
 
 import math
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .allowed import check_integers, is_number, require
+from .allowed import check_integers, is_integer, is_number, require
 from .denoiser import Denoiser, per_sample
 from .plan import Plan
 from .state import Level
@@ -144,8 +143,7 @@ class ClassifierFree(Guidance):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.negative is not None:
-            whole = is_number(self.negative, numbers.Integral) and self.negative >= 0
-            require("negative", self.negative, whole, "None, or a class from 0")
+            require("negative", self.negative, is_integer(self.negative, 0), "None, or a class from 0")
             object.__setattr__(self, "negative", int(self.negative))
 
     @property

@@ -1,7 +1,6 @@
 """Images out of tensors: bytes, PNG files, labelled grids."""
 
 import io
-import numbers
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .allowed import integer, is_number, require
+from .allowed import integer, is_integer, require
 from .files import atomic_path, write_bytes
 
 _MODES = ("1", "L", "P", "RGB")  # Pillow's, of which every pixel is 8 bits of gray or of each color, and no more
@@ -120,7 +119,7 @@ def save_grid(
         raise ValueError(f"labels has {len(labels)} entries; allowed: one an image ({len(images)})")
     require("path", str(path), Path(path).suffix.lower() == ".png", "a file of this kind, .png")
     scale = integer("scale", scale, 1)
-    ok = columns is None or (is_number(columns, numbers.Integral) and columns >= 1)
+    ok = columns is None or is_integer(columns, 1)
     require("columns", columns, ok, "an integer from 1, or None")
     columns = min(columns or int(np.ceil(np.sqrt(len(images)))), len(images))
     rows = -(-len(images) // columns)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import noise as normals
-from .allowed import is_number, number
+from .allowed import is_integer, is_number, number
 from .denoiser import Denoiser
 from .noise import seed_bits
 from .plan import Plan
@@ -135,7 +135,7 @@ class Job:
     def places(self, number: int, size: int) -> range:
         """Where the samples of that one stand in this job. Raises ValueError for a number that none of them has."""
         every = math.ceil(len(self.positions) / size)
-        if not (is_number(number, numbers.Integral) and 0 <= number < every):
+        if not is_integer(number, 0, every - 1):
             raise ValueError(f"batches contains {number!r}; allowed: 0 to {every - 1}")
         return range(number * size, min((number + 1) * size, len(self.positions)))
 

@@ -1,6 +1,5 @@
 """``Launcher``: batches of one engine put on their way, by graphs where it has them, and what comes of them."""
 
-import numbers
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .allowed import is_number
+from .allowed import is_integer
 from .graphs import Captured
 from .job import Job
 from .ranges import marked
@@ -40,7 +39,7 @@ def buckets_of(given: Sequence[int] | None, batch_size: int, device: torch.devic
     if given is None:
         given = [2**k for k in range(batch_size.bit_length())] if device.type == "cuda" else []
     sizes = list(given) if isinstance(given, Sequence) else [0]
-    if not all(is_number(size, numbers.Integral) and 1 <= size <= batch_size for size in sizes):
+    if not all(is_integer(size, 1, batch_size) for size in sizes):
         raise ValueError(f"buckets is {given!r}; allowed: integers from 1 to batch_size = {batch_size}, or None")
     return tuple(sorted({*map(int, sizes), batch_size})) if sizes else ()
 

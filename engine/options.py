@@ -1,12 +1,11 @@
 """What an engine may be asked for, checked before any work."""
 
-import numbers
 from collections.abc import Sequence
 from typing import Literal, TypedDict, TypeVar
 
 import torch
 
-from .allowed import is_number
+from .allowed import is_integer
 from .graphs import Mode
 from .guidance import Guidance
 from .plan import Sampler
@@ -53,8 +52,7 @@ def checked_batch_size(batch_size: object) -> int | Literal["auto"] | None:
     """What was given, a size as Python's own int. Raises ValueError for what is neither a size, "auto" nor None."""
     if batch_size is None or batch_size == "auto":
         return batch_size
-    whole = is_number(batch_size, numbers.Integral)
-    if not (whole and batch_size >= 1):  # type: ignore[operator]
+    if not is_integer(batch_size, 1):
         raise ValueError(f"batch_size is {batch_size!r}; allowed: an integer from 1, 'auto', or None")
     return int(batch_size)  # type: ignore[call-overload]
 

@@ -1,6 +1,5 @@
 """The captured loop: batches of one signature share buffers and a graph; the graphs that were used last are kept."""
 
-import numbers
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import loop
-from ..allowed import is_number, require
+from ..allowed import is_integer, require
 from ..backends import Backend
 from ..batch import Buffers, Inputs
 from ..preview import denoised
@@ -236,7 +235,7 @@ def open_captured(mode: str, device: torch.device, backend: Backend, budget: int
     be, with the reason."""
     if mode not in MODES:
         raise ValueError(f"graph is {mode!r}; allowed: {', '.join(MODES)}")
-    whole = budget is None or (is_number(budget, numbers.Integral) and budget >= 0)
+    whole = budget is None or is_integer(budget, 0)
     require("graph_memory", budget, whole, "a number of bytes, or None")
     if budget is not None and mode == "off":
         raise ValueError(f"graph_memory is {budget}; allowed: None, with graph='off'")

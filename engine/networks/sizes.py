@@ -1,10 +1,9 @@
 """What the networks may be built from: their arguments that are numbers, or lists of them, and what is allowed."""
 
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
-from ..allowed import integer, is_number, number, require
+from ..allowed import integer, is_integer, number, require
 
 _COUNTS = {
     "img_resolution": 1,
@@ -31,7 +30,7 @@ def require_sizes(given: Mapping[str, Any]) -> None:
         if name in given:
             value = given[name]
             listed = isinstance(value, list | tuple) and (len(value) > 0 or name == "attn_resolutions")
-            whole = listed and all(is_number(item, numbers.Integral) and item >= least for item in value)
+            whole = listed and all(is_integer(item, least) for item in value)
             require(name, value, whole, f"a list of integers from {least}")
     for name in _SHARES:
         if name in given:
