@@ -1,7 +1,7 @@
 // The loops of group_norm_op.h. CMake compiles this file once per instruction set, with EDM_ISA naming it. Nothing
 // from the standard library is instantiated here, for the reason given in hd.h.
-#include "elements.h"
 #include "group_norm_op.h"
+#include "lanes.h"
 #include "silu.h"
 
 #define EDM_JOIN_(a, b) a##b
@@ -10,25 +10,32 @@
 namespace edm {
 namespace {
 
-constexpr int kWidth = 32;               // channels summed at once, in registers
+typedef double Double __attribute__((may_alias));
+
+constexpr int kWidth = 64 / kLanes;      // vectors of channels summed at once
 constexpr int kTile = 512;               // elements written in one loop: several pixels where there are few channels
 
 std::int64_t chunks_of(const GroupNormCall& call) { return (call.pixels() + kChunk - 1) / kChunk; }
 
-// total and squares of `width` neighbouring channels over `count` lines that are `stride` elements apart.
+// total and squares of neighbouring channels over `count` lines that are `stride` elements apart: `width` vectors of them,
+// or, with 0, what is left.
 template <int width, class S>
-void sum_lines(const S* x, std::int64_t stride, std::int64_t count, const float* plus, float* __restrict__ total,
-               float* __restrict__ squares) {
-    float a[width] = {}, q[width] = {};
+void sum_lines(const S* x, std::int64_t stride, std::int64_t count, std::int64_t left, const float* add, float* total,
+               float* squares) {
+    constexpr int vectors = width == 0 ? 1 : width;
+    const auto read = [&](const auto* p) { return width == 0 ? lanes(p, left) : lanes(p); };
+    const auto write = [&](float* p, const Lanes& v) { width == 0 ? put(p, v, left) : put(p, v); };
+    Lanes plus[vectors] = {}, a[vectors] = {}, q[vectors] = {};
+    for (int i = 0; add != nullptr && i < vectors; ++i) plus[i] = read(add + i * kLanes);
     for (std::int64_t p = 0; p < count; ++p) {
-        const S* line = x + p * stride;
-        for (int i = 0; i < width; ++i) {
-            const float value = line[i].value() + plus[i];
+#pragma GCC unroll 8                     // or the sums live in memory
+        for (int i = 0; i < vectors; ++i) {
+            const Lanes value = read(x + p * stride + i * kLanes) + plus[i];
             a[i] += value;
             q[i] += value * value;
         }
     }
-    for (int i = 0; i < width; ++i) total[i] = a[i], squares[i] = q[i];
+    for (int i = 0; i < vectors; ++i) write(total + i * kLanes, a[i]), write(squares + i * kLanes, q[i]);
 }
 
 // One of the tensors that lie side by side: its pixels, its channels, and the place of the first among all.
@@ -62,36 +69,32 @@ void sum_chunk(const GroupNormCall& call, std::int64_t b, std::int64_t chunk, fl
     for (const Part<S>& part : parts_of<S>(call, b)) {
         const S* x = part.pixel(first);
         for (std::int64_t c = 0; c < part.channels;) {
-            float plus[kWidth] = {};
-            const int width = part.channels - c < kWidth ? 1 : kWidth;
-            float *total = to + part.first + c, *squares = total + call.channels;
-            for (int i = 0; call.add != 0 && i < width; ++i) {
-                plus[i] = *pointer<float>(call.add, b * call.add_stride + part.first + c + i);
-            }
-            if (width == kWidth) {
-                sum_lines<kWidth>(x + c, part.channels, count, plus, total, squares);
-            } else {
-                sum_lines<1>(x + c, part.channels, count, plus, total, squares);
-            }
-            c += width;
+            const std::int64_t left = part.channels - c, at = part.first + c;
+            float *total = to + at, *squares = total + call.channels;
+            const float* add = call.add == 0 ? nullptr : pointer<float>(call.add, b * call.add_stride + at);
+            const int width = left >= kWidth * kLanes ? kWidth : left >= kLanes ? 1 : 0;
+            const auto sum = width == kWidth ? sum_lines<kWidth, S> : width == 1 ? sum_lines<1, S> : sum_lines<0, S>;
+            sum(x + c, part.channels, count, left, add, total, squares);
+            c += (width == 0 ? 1 : width) * kLanes;
         }
     }
 }
 
-// Sums to lines: y = x * lines[c] + lines[C + c].
+// Sums to lines: y = x * lines[c] + lines[C + c]. The chunks are added line by line: a group's own lie 8 C bytes apart, for
+// most C in a few sets of the first cache.
 template <class S>
 void fold_sample(const GroupNormCall& call, const float* sums, float* lines, std::int64_t b) {
     const std::int64_t C = call.channels, per_group = C / call.groups, chunks = chunks_of(call);
     const float* of_sample = sums + b * chunks * 2 * C;
-    float* to = lines + b * 2 * C;
+    float* to = lines + b * kLines * C;
+    auto* totals = reinterpret_cast<Double*>(to + 2 * C);
+    for (std::int64_t i = 0; i < 2 * C; ++i) totals[i] = static_cast<double>(of_sample[i]);
+    for (std::int64_t k = 1; k < chunks; ++k) {
+        for (std::int64_t i = 0; i < 2 * C; ++i) totals[i] += static_cast<double>(of_sample[k * 2 * C + i]);
+    }
     for (std::int64_t g = 0; g < call.groups; ++g) {
         double total = 0, squares = 0;
-        for (std::int64_t k = 0; k < chunks; ++k) {
-            for (std::int64_t c = g * per_group; c < (g + 1) * per_group; ++c) {
-                total += static_cast<double>(of_sample[k * 2 * C + c]);
-                squares += static_cast<double>(of_sample[k * 2 * C + C + c]);
-            }
-        }
+        for (std::int64_t c = g * per_group; c < (g + 1) * per_group; ++c) total += totals[c], squares += totals[C + c];
         const double count = static_cast<double>(per_group) * static_cast<double>(call.pixels());
         const double mean = total / count, variance = squares / count - mean * mean;
         const double scale = 1 / __builtin_sqrt((variance > 0 ? variance : 0.0) + static_cast<double>(call.eps));
@@ -109,21 +112,33 @@ void fold_sample(const GroupNormCall& call, const float* sums, float* lines, std
     }
 }
 
+// to = function(values of from, place, how many), vector by vector. Functions hold copies: what they refer to would be read
+// again for every vector.
+template <class S, class T, class Function>
+void map_line(const S* from, std::int64_t n, T* to, Function function) {
+    std::int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) put(to + i, function(lanes(from + i), i, kLanes));
+    if (i < n) put(to + i, function(lanes(from + i, n - i), i, n - i), n - i);
+}
+
 // to = silu(from * scale + shift), or without silu.
 template <class S, class T>
-void apply_line(const S* __restrict__ from, const float* __restrict__ scale, const float* __restrict__ shift,
-                std::int64_t n, bool silu, T* __restrict__ to) {
+void apply_line(const S* from, const float* scale, const float* shift, std::int64_t n, bool silu, T* to) {
+    const auto line = [=](const Lanes& v, std::int64_t i, std::int64_t count) {
+        if (count == kLanes) return v * lanes(scale + i) + lanes(shift + i);
+        return v * lanes(scale + i, count) + lanes(shift + i, count);
+    };
     if (silu) {
-        for (std::int64_t i = 0; i < n; ++i) to[i] = T::of(silu_of(from[i].value() * scale[i] + shift[i]));
+        map_line(from, n, to, [=](const Lanes& v, std::int64_t i, std::int64_t count) { return silu_of(line(v, i, count)); });
     } else {
-        for (std::int64_t i = 0; i < n; ++i) to[i] = T::of(from[i].value() * scale[i] + shift[i]);
+        map_line(from, n, to, line);
     }
 }
 
 // to = from * factor.
 template <class S, class T>
-void keep_line(const S* __restrict__ from, float factor, std::int64_t n, T* __restrict__ to) {
-    for (std::int64_t i = 0; i < n; ++i) to[i] = T::of(from[i].value() * factor);
+void keep_line(const S* from, float factor, std::int64_t n, T* to) {
+    map_line(from, n, to, [=](const Lanes& v, std::int64_t, std::int64_t) { return v * factor; });
 }
 
 // Pixels [begin, end) of a sample that is one part. Where a pixel has few channels, its line is laid out several times
@@ -150,7 +165,7 @@ template <class S>
 void apply_chunks(const GroupNormCall& call, const float* lines, std::int64_t b, std::int64_t begin, std::int64_t end) {
     const std::int64_t C = call.channels, first = begin * kChunk, pixels = call.pixels();
     const std::int64_t last = end * kChunk < pixels ? end * kChunk : pixels;
-    const float *scale = lines + b * 2 * C, *shift = scale + C;
+    const float *scale = lines + b * kLines * C, *shift = scale + C;
     const Parts<S> parts = parts_of<S>(call, b);
     S* out = reinterpret_cast<S*>(call.out) + b * pixels * C;
     S* keep = call.keep == 0 ? nullptr : reinterpret_cast<S*>(call.keep) + b * pixels * C;
@@ -201,14 +216,14 @@ void resample_row(const GroupNormCall& call, std::int64_t row, float* __restrict
             }
         }
     }
-    for (std::int64_t i = 0; i < width * C; ++i) out[i] = S::of(sum[i]);
+    map_line(sum, width * C, out, [](const Lanes& v, std::int64_t, std::int64_t) { return v; });
 }
 
 template <class S>
 void resample_rows(const GroupNormCall& call, float* scratch, const float* lines, std::int64_t b, std::int64_t row) {
     const std::int64_t C = call.channels, at = (b * call.out_height() + row) * call.out_width() * C;
     const Parts<S> parts = parts_of<S>(call, b);
-    const float *scale = lines + b * 2 * C, *shift = scale + C;
+    const float *scale = lines + b * kLines * C, *shift = scale + C;
     float* sum = scratch + call.width * C;
     resample_row(call, row, scratch, sum, reinterpret_cast<S*>(call.out) + at, [&](std::int64_t pixel, float* to) {
         for (const Part<S>& part : parts) {

@@ -57,7 +57,7 @@ void group_norm_cpu(const GroupNormCall& call, std::int64_t threads, const std::
     const std::int64_t units = call.samples * ((call.pixels() + kChunk - 1) / kChunk);
     const std::int64_t useful = call.samples * call.pixels() * call.channels / kElementsPerThread;
     const std::int64_t workers = useful < threads ? useful : threads;
-    const Floats sums = floats(units * 2 * call.channels), lines = floats(call.samples * 2 * call.channels);
+    const Floats sums = floats(units * 2 * call.channels), lines = floats(call.samples * kLines * call.channels);
     const auto run = [&](GroupNormLoop loop, std::int64_t total) {
         parallel_ranges(total, workers, [&](std::int64_t begin, std::int64_t end) {
             loop(call, sums.get(), lines.get(), begin, end);

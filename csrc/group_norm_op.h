@@ -16,6 +16,7 @@ namespace edm {
 
 constexpr std::int64_t kChunk = 32;      // pixels summed in float32, and a thread's unit of work
 constexpr int kMostTaps = 8;             // of a resampling filter
+constexpr int kLines = 6;                // floats a channel that a sample's sums become: two lines, and float64 sums
 
 enum Resampling : int { kNone = 0, kUp = 1, kDown = 2 };
 
@@ -40,8 +41,8 @@ struct GroupNormCall {
 };
 
 // group_norm_isa.cpp, compiled once for each instruction set. `sums` [samples, chunks, 2, channels] takes the sums and
-// the sums of squares of cat(x, beside) + add; `lines` [samples, 2, channels] what that is multiplied by, and what is
-// added then. `resample` has a row of the input and one of the output, [width + out_width, channels], to itself in `sums`.
+// the sums of squares of cat(x, beside) + add; `lines` [samples, kLines, channels] what that is multiplied by, and what
+// is added then. `resample` has a row of the input and one of the output, [width + out_width, channels], to itself in `sums`.
 using GroupNormLoop = void (*)(const GroupNormCall& call, float* sums, float* lines, std::int64_t begin,
                                std::int64_t end);
 struct GroupNormLoops {

@@ -70,7 +70,11 @@ void finish(const LinearCall& call, std::int64_t begin, std::int64_t end) {
         const float* add = reinterpret_cast<const float*>(call.add) + row * call.outputs;
         for (std::int64_t i = begin; call.bias != 0 && i < end; ++i) out[i] += bias[i];
         for (std::int64_t i = begin; call.add != 0 && i < end; ++i) out[i] += add[i];
-        for (std::int64_t i = begin; call.silu && i < end; ++i) out[i] = silu_of(out[i]);
+        for (std::int64_t i = begin; call.silu && i < end; i += kLanes) {
+            const std::int64_t count = i + kLanes < end ? kLanes : end - i;
+            const Lanes made = silu_of(lanes(out + i, count));
+            for (std::int64_t j = 0; j < count; ++j) out[i + j] = made[j];
+        }
     }
 }
 

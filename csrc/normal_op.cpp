@@ -1,5 +1,9 @@
 #include "normal_op.h"
 
+#ifdef EDM_X86_64
+#include <cpuid.h>
+#endif
+
 #include <limits>
 #include <stdexcept>
 
@@ -13,15 +17,23 @@ struct Isa {
     NormalFill fill;
 };
 
+#ifdef EDM_X86_64
+// Conversions of half precision, which came with AVX2; g++ before 11 does not know them in __builtin_cpu_supports.
+bool has_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // Fastest first. __builtin_cpu_supports also asks whether the system saves the wide registers.
-std::vector<Isa> runnable() {
+std::vector<Isa> find_runnable() {
     std::vector<Isa> found;
 #ifdef EDM_X86_64
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
         found.push_back({"avx512", normal_fill_avx512});
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
         found.push_back({"avx2", normal_fill_avx2});
     }
 #endif
@@ -29,9 +41,15 @@ std::vector<Isa> runnable() {
     return found;
 }
 
-const Isa& find(const std::vector<Isa>& isas, const std::string& isa) {
+// Asked once: in a virtual machine the host answers, which takes 8 us.
+const std::vector<Isa>& runnable() {
+    static const std::vector<Isa> found = find_runnable();
+    return found;
+}
+
+const Isa& find(const std::string& isa) {
     std::string allowed = "\"auto\"";
-    for (const Isa& each : isas) {
+    for (const Isa& each : runnable()) {
         if (isa == "auto" || isa == each.name) {
             return each;
         }
@@ -40,7 +58,7 @@ const Isa& find(const std::vector<Isa>& isas, const std::string& isa) {
     throw std::invalid_argument("isa must be one of " + allowed + " on this machine, got \"" + isa + "\"");
 }
 
-NormalFill find_fill(const std::string& isa) { return find(runnable(), isa).fill; }
+NormalFill find_fill(const std::string& isa) { return find(isa).fill; }
 
 void require_size(const char* name, std::int64_t value, std::int64_t least, std::int64_t most) {
     if (value < least || value > most) {
@@ -71,7 +89,7 @@ std::vector<std::string> normal_isas() {
     return names;
 }
 
-std::string choose_isa(const std::string& isa) { return find(runnable(), isa).name; }
+std::string choose_isa(const std::string& isa) { return find(isa).name; }
 
 void check_normal(std::uintptr_t seeds, std::uintptr_t draws, std::uintptr_t out, std::int64_t samples,
                   std::int64_t elements) {

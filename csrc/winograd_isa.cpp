@@ -1,6 +1,6 @@
 // The loops of winograd_op.h. CMake compiles this file once per instruction set, with EDM_ISA naming it. Nothing from the
 // standard library is instantiated here, for the reason given in hd.h.
-#include "elements.h"
+#include "lanes.h"
 #include "winograd_op.h"
 
 #define EDM_JOIN_(a, b) a##b
@@ -10,35 +10,9 @@ namespace edm {
 namespace {
 
 // A block of the product: rows by two vectors of sums, in registers.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kRows = 12;   // 24 of 32
-#elif defined(__AVX2__)
-constexpr int kLanes = 8, kRows = 6;     // 12 of 16
-#else
-constexpr int kLanes = 4, kRows = 6;
-#endif
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
-
-inline Lanes lanes(const float* p) { return *reinterpret_cast<const Lanes*>(p); }
-inline void put(float* p, const Lanes& v) { *reinterpret_cast<Lanes*>(p) = v; }
-
-// A line of elements as float32, where they are not. In a loop of its own, because it then vectorises.
-inline const float* as_floats(const Float32* from, std::int64_t, float*) { return &from->bits; }
-template <class S>
-const float* as_floats(const S* from, std::int64_t count, float* __restrict__ to) {
-    for (std::int64_t c = 0; c < count; ++c) to[c] = from[c].value();
-    return to;
-}
+constexpr int kRows = kLanes == 16 ? 12 : 6;    // 24 of 32, 12 of 16
 
 inline std::int64_t run_length(std::int64_t K, std::int64_t first) { return first + kRun < K ? kRun : K - first; }
-
-// Part p of so many of count elements, on their way from memory to the second cache.
-template <class S>
-void fetch(const S* from, std::int64_t count, std::int64_t p, std::int64_t parts) {
-    constexpr std::int64_t line = 64 / sizeof(S);
-    const std::int64_t lines = count / line;
-    for (std::int64_t i = p * lines / parts; i < (p + 1) * lines / parts; ++i) __builtin_prefetch(from + i * line, 0, 2);
-}
 
 // B^T d, G w and A^T M of one dimension. Position 0 is the point 0, then come the pairs +p, -p, then infinity: a row of
 // B^T holds the coefficients of the product of (x - q) over all other finite points q, one of G 1, p and p^2 over the
@@ -111,9 +85,11 @@ struct Transform<4> {
     }
 };
 
-// A square of from by from vectors to one of to by to: the columns by the transform of one dimension, then the rows.
+// A square of from by from vectors to one of to by to: the columns by the transform of one dimension, then the rows. Inlined
+// by force, into functions that are not: left to itself g++ makes loops over memory of it (weights: a fifth of a convolution
+// of 8x8 pixels).
 template <int from, int to, class Load, class Transformed, class Store>
-inline void transform_square(const Load& load, const Transformed& transformed, const Store& store) {
+__attribute__((always_inline)) inline void transform_square(const Load& load, const Transformed& transformed, const Store& store) {
     Lanes line[from], half[to * from], out[to];
     for (int j = 0; j < from; ++j) {
         for (int i = 0; i < from; ++i) line[i] = load(i * from + j);
@@ -138,19 +114,17 @@ Place place_of(const WinogradCall& call, std::int64_t tile) {
 }
 
 // Tile number row of a part to its row of each position: to [runs of inputs][positions][rows][kRun].
-// space: of the tile's pixels, [n * n, inputs].
 template <int m, class S>
-void transform_tile(const WinogradCall& call, const WinogradPart& part, std::int64_t row, const float* zeros, float* space,
-                    float* to) {
+void transform_tile(const WinogradCall& call, const WinogradPart& part, std::int64_t row, const float* zeros, float* to) {
     constexpr int n = m == 1 ? 1 : m + 2, padding = m == 1 ? 0 : 1;
     const std::int64_t K = call.inputs, rows = part.last - part.first;
     const Place place = place_of<m>(call, part.first + row);
     const S* x = pointer<S>(call.x, place.sample * call.height * call.width * K);
-    const float* from[n * n];
+    const S* from[n * n];
     for (int i = 0; i < n * n; ++i) {
         const std::int64_t line = place.row + i / n - padding, column = place.column + i % n - padding;
         const bool inside = line >= 0 && line < call.height && column >= 0 && column < call.width;
-        from[i] = inside ? as_floats(x + (line * call.width + column) * K, K, space + i * K) : zeros;
+        from[i] = inside ? x + (line * call.width + column) * K : reinterpret_cast<const S*>(zeros);
     }
     for (std::int64_t first = 0; first < K; first += kRun) {
         const std::int64_t count = run_length(K, first), step = rows * kRun + kGap;
@@ -163,13 +137,15 @@ void transform_tile(const WinogradCall& call, const WinogradPart& part, std::int
 }
 
 // G w G^T of a panel's weights of count inputs, [count, taps, kPanel], to [positions][count, kPanel], kGap between
-// positions. space: [taps, kPanel].
+// positions. Weights come from memory, once an evaluation: those of a few inputs on are asked for here, as the processor's
+// own guess ends with every page (8% of an image of the CIFAR-10 network).
 template <int m, class S>
-void transform_weights(const S* weight, std::int64_t count, float* space, float* to) {
-    constexpr int n = m == 1 ? 1 : m + 2, r = m == 1 ? 1 : 3;
+__attribute__((noinline)) void transform_weights(const S* weight, std::int64_t count, float* to) {
+    constexpr int n = m == 1 ? 1 : m + 2, r = m == 1 ? 1 : 3, kAhead = 8, kLine = 64 / sizeof(S);
     const std::int64_t step = count * kPanel + kGap;
     for (std::int64_t k = 0; k < count; ++k) {
-        const float* w = as_floats(weight + k * r * r * kPanel, r * r * kPanel, space);
+        const S* w = weight + k * r * r * kPanel;
+        for (int i = 0; i < r * r * kPanel; i += kLine) __builtin_prefetch(w + kAhead * r * r * kPanel + i);
         for (int c = 0; c < kPanel; c += kLanes) {
             transform_square<r, n>([&](int i) { return lanes(w + i * kPanel + c); }, Transform<m>::weight,
                                    [&](int p, const Lanes& v) { put(to + p * step + k * kPanel + c, v); });
@@ -224,12 +200,17 @@ void multiply(const float* a, const float* b, std::int64_t count, std::int64_t r
     }
 }
 
+// out = y + bias + add of a pixel's first `count` outputs of a panel.
 template <class S>
-void finish_pixel(const float* y, const float* bias, const S* add, std::int64_t count, S* __restrict__ out) {
-    if (add == nullptr) {
-        for (std::int64_t c = 0; c < count; ++c) out[c] = S::of(y[c] + bias[c]);
-    } else {
-        for (std::int64_t c = 0; c < count; ++c) out[c] = S::of(y[c] + bias[c] + add[c].value());
+void finish_pixel(const float* y, const float* bias, const S* add, std::int64_t count, S* out) {
+    for (std::int64_t c = 0; c < count; c += kLanes) {
+        const Lanes sum = lanes(y + c) + lanes(bias + c);
+        const std::int64_t left = count - c;
+        if (left >= kLanes) {
+            put(out + c, add == nullptr ? sum : sum + lanes(add + c));
+        } else {
+            put(out + c, add == nullptr ? sum : sum + lanes(add + c, left), left);
+        }
     }
 }
 
@@ -260,18 +241,16 @@ void run(const WinogradCall& call, const WinogradPart& part, float* scratch) {
     constexpr std::int64_t taps = m == 1 ? 1 : 9, positions = m == 1 ? 1 : (m + 2) * (m + 2);
     const std::int64_t rows = part.last - part.first, K = call.inputs, step = rows * kPanel + kGap;
     const WinogradScratch at = winograd_scratch(call, rows);
-    float *weights = scratch + at.weights, *products = scratch + at.products, *zeros = scratch + at.zeros;
-    float *space = scratch + at.space, bias[kPanel];
+    float *weights = scratch + at.weights, *products = scratch + at.products, *zeros = scratch + at.zeros, bias[kPanel];
     for (std::int64_t c = 0; c < K; ++c) zeros[c] = 0;
-    for (std::int64_t row = 0; row < rows; ++row) transform_tile<m, S>(call, part, row, zeros, space, scratch);
+    for (std::int64_t row = 0; row < rows; ++row) transform_tile<m, S>(call, part, row, zeros, scratch);
     for (std::int64_t panel = part.first_panel; panel < part.last_panel; ++panel) {
         const float* inputs = scratch;
         for (std::int64_t first = 0; first < K; first += kRun) {
             const std::int64_t count = run_length(K, first);
             const S* weight = pointer<S>(call.weight, (panel * K + first) * taps * kPanel);
-            transform_weights<m>(weight, count, space, weights);
+            transform_weights<m>(weight, count, weights);
             for (std::int64_t p = 0; p < positions; ++p, inputs += rows * kRun + kGap) {
-                fetch(weight + count * taps * kPanel, count * taps * kPanel, p, positions);
                 multiply(inputs, weights + p * (count * kPanel + kGap), count, rows, first == 0, products + p * step);
             }
         }

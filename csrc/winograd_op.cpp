@@ -61,8 +61,7 @@ WinogradScratch winograd_scratch(const WinogradCall& call, std::int64_t tiles) {
     made.weights = n * divided_up(K, kRun) * (tiles * kRun + kGap);
     made.products = made.weights + n * (kRun * kPanel + kGap);
     made.zeros = made.products + n * (tiles * kPanel + kGap);
-    made.space = made.zeros + K;
-    made.size = divided_up(made.space + std::max(n * K, call.taps() * kPanel), 16) * 16;
+    made.size = divided_up(made.zeros + K, 16) * 16;
     return made;
 }
 

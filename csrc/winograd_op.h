@@ -31,7 +31,6 @@ struct WinogradCall {
     Dtype dtype = kFloat32;
     std::uintptr_t x = 0, weight = 0, bias = 0, add = 0, out = 0;
 
-    std::int64_t taps() const { return m == 1 ? 1 : 9; }
     std::int64_t positions() const { return m == 1 ? 1 : (m + 2) * (m + 2); }
     std::int64_t tiles_down() const { return (height + m - 1) / m; }
     std::int64_t tiles_across() const { return (width + m - 1) / m; }
@@ -45,9 +44,9 @@ struct WinogradPart {
 };
 
 // Where things lie in the scratch of a part of so many tiles, in floats. First the transformed inputs, then the transformed
-// weights of a panel and a run, all products of a panel, a line of zeros for pixels outside, and space to convert to float.
+// weights of a panel and a run, all products of a panel, and a line of zeros for pixels outside.
 struct WinogradScratch {
-    std::int64_t weights, products, zeros, space, size;
+    std::int64_t weights, products, zeros, size;
 };
 WinogradScratch winograd_scratch(const WinogradCall& call, std::int64_t tiles);
 

@@ -108,6 +108,19 @@ def test_every_instruction_set(isa, monkeypatch):
     assert (got == expected).double().mean() > 0.99
 
 
+@pytest.mark.parametrize("isa", _native.normal_isas())
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("factor", [0.75, 0.7071067690849304, 3e-5, 1e5])
+def test_every_number_of_half_precision_is_read_and_rounded_as_torch_does(isa, dtype, factor, monkeypatch):
+    plain = _native.group_norm_cpu
+    monkeypatch.setattr(_native, "group_norm_cpu", lambda *a, **k: plain(*a, **k, isa=isa))
+    x = torch.arange(65536).to(torch.uint16).view(dtype).reshape(1, 32, 32, 64).permute(0, 3, 1, 2)
+    kept = native_ops.group_norm(x, torch.ones(64, dtype=dtype), torch.zeros(64, dtype=dtype), 16, 1e-5, keep=factor)[1]
+    expected = (x.float() * factor).to(dtype)
+    assert torch.equal(kept.isnan(), expected.isnan())
+    assert torch.equal(kept.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
 def test_extremes():
     """Infinity, NaN and what overflows float16 stay what they are; a constant group has no spread to divide by."""
     weight, bias = torch.ones(8), torch.full([8], 0.5)

@@ -35,6 +35,25 @@ def test_it_is_as_exact_as_torch(size, isa, silu, monkeypatch):
         assert error.square().mean().sqrt() <= 1.5 * allowed.square().mean().sqrt() + least
 
 
+@pytest.mark.parametrize("isa", _native.normal_isas())
+def test_silu_within_a_few_ulp(isa, monkeypatch):
+    """Of y / (1 + e^-y), wherever that is not below 1e-25."""
+    plain = _native.linear_cpu
+    monkeypatch.setattr(_native, "linear_cpu", lambda *a: plain(*a, isa=isa))
+    y = torch.cat(
+        [torch.linspace(-58, 100, 200_000), torch.logspace(-30, 38, 20_000), torch.logspace(-30, 1.7, 20_000).neg()]
+    )
+    got = native_ops.linear(torch.ones(1, 1), y[:, None].contiguous(), None, silu=True)[0]
+    exact = y.double() * torch.sigmoid(y.double())
+    ulp = exact.abs().frexp().exponent.sub(24).double().exp2()
+    assert ((got - exact) / ulp).abs().max() < 6
+    ends = torch.tensor([torch.inf, -torch.inf, torch.nan, -1e30])
+    got = native_ops.linear(torch.ones(1, 1), ends[:, None].contiguous(), None, silu=True)[0]
+    assert got[0] == torch.inf
+    assert got[2].isnan()
+    assert got[3].abs() < 1e-7
+
+
 def test_bits_depend_neither_on_the_other_rows_nor_on_threads():
     x, weight, bias, add = case(70, 200, 1031)
     before = torch.get_num_threads()
