@@ -14,7 +14,7 @@ from . import preconditioning as pre
 from . import tensor_file
 from .allowed import integer, is_number, require
 from .networks import DhariwalUNet, SongUNet
-from .networks.block import Columns
+from .networks.block import Share
 from .networks.tape import Remembered
 from .preconditioning import Preconditioning, require_preconditioning
 
@@ -229,7 +229,7 @@ class Denoiser(nn.Module):
 
 def require_original(denoiser: Denoiser) -> None:
     """Raises ValueError for an engine's own denoiser, whose weights are folded and gathered."""
-    if any(isinstance(module, Columns) for module in denoiser.modules()):
+    if any(isinstance(module, Share) for module in denoiser.modules()):
         raise ValueError("denoiser is one that an engine has prepared; allowed: the denoiser it was made of")
 
 

@@ -16,7 +16,7 @@ from .engine import Engine
 from .files import locked, write_bytes
 from .job import Asked, require_known
 from .networks.layers import GroupNorm
-from .outputs import Images, Output, open_output
+from .outputs import SHARD, Images, Output, open_output
 from .outputs.base import Label
 from .plan import Plan, Sampler
 from .writing import Writing
@@ -54,7 +54,7 @@ class Drawing:
         *,
         format: str = "png",
         subdirs: bool = False,
-        shard: int = 1000,
+        shard: int | None = None,
         settings: Mapping[str, Any] | None = None,
         **asked: Unpack[Asked],
     ) -> None:
@@ -72,7 +72,7 @@ class Drawing:
         numbers = _numbers(asked)
         images = Images(numbers, _named(labels), shape)
         self.output = open_output(format, Path(folder), images, engine.batch_size, subdirs=subdirs, shard=shard)
-        files = {"format": format, "subdirs": subdirs, "shard": shard}
+        files = {"format": format, "subdirs": subdirs, "shard": SHARD if shard is None else shard}
         own = {
             "seeds": numbers,
             "classes": _classes(images.labels),
@@ -90,6 +90,7 @@ class Drawing:
             record.require_same(folder, self.settings)
             self.output.begin(resume=True)
         else:
+            record.require_job(folder)
             settings = record.encode(self.settings)  # before anything of an earlier job is removed
             self.output.begin(resume=False)  # first: no settings may stand beside what other ones left
             write_bytes(folder / record.SETTINGS, settings)
@@ -146,8 +147,8 @@ def draw_to(
     job: what `Engine.sample` is asked for (seeds, class_labels, ...; noise "torch" and "edm2" take seeds that are
     distinct modulo 2**32), and
     format: "png", a file a seed (subdirs: in a sub-folder for every thousand); "zip", uncompressed, with the
-    dataset.json of the published EDM code; "tar", WebDataset shards of ``shard`` images; "npz", with arrays images
-    uint8 [N, H, W, C], seeds and labels. Files are whole or absent; archives appear when the job ends.
+    dataset.json of the published EDM code; "tar", WebDataset shards of ``shard`` images, by default 1,000; "npz", with
+    arrays images uint8 [N, H, W, C], seeds and labels. Files are whole or absent; archives appear when the job ends.
     settings: what settings.json is to say beside what it takes to draw the same again.
 
     resume: go on with the job in ``folder``, if there is one: what is there is verified and kept, what is missing or

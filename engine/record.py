@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .files import write_bytes
 
 SETTINGS = "settings.json"
+_JOB = {"engine", "seeds"}  # what every job's says, of any version
 
 _OURS = __name__.partition(".")[0]
 # Their classes are told by name: a job's versions say the rest.
@@ -58,6 +59,17 @@ def require_same(folder: Path, settings: Mapping[str, Any]) -> None:
         was, given = before.get(name), now.get(name)
         if was != given:
             raise ValueError(f"{name} is {_short(given)}; allowed: {_short(was)}, as {path} has it")
+
+
+def require_job(folder: Path) -> None:
+    """Raises ValueError where the folder's settings.json is somebody else's, which a new job would overwrite."""
+    path = folder / SETTINGS
+    try:
+        ours = not path.exists() or _read(path).keys() >= _JOB
+    except ValueError:
+        ours = False
+    if not ours:
+        raise ValueError(f"folder is {folder}, whose {SETTINGS} no job has written; allowed: another")
 
 
 def weights(network: nn.Module) -> str:

@@ -7,12 +7,12 @@ import click
 import torch
 
 from .. import checkpoints
-from .types import DTYPES, JsonObject
+from .types import DTYPES, JsonObject, OutFile
 
 
 @click.command()
 @click.argument("source")
-@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("target", type=OutFile())
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the stored weights.")
 @click.option("--config", type=JsonObject(), help="What SOURCE does not say of its network, as a JSON object.")
 def convert(source: str, target: Path, dtype: str, config: dict[str, Any] | None) -> None:

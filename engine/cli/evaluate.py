@@ -30,7 +30,7 @@ from ..training.data import FASHION_MNIST_CLASSES
 from .guidance_options import guidance_options, take_guidance
 from .sampler_options import sampler_options, take_sampler
 from .statistics import inception_option
-from .types import DTYPES
+from .types import DTYPES, OutFile
 
 _TRAIN, _TEST = DATA_SETS
 
@@ -47,7 +47,7 @@ _TRAIN, _TEST = DATA_SETS
     "--reference", help=f"Real images: {', '.join(DATA_SETS)}, a folder of PNGs, or what `edm-engine statistics` wrote."
 )
 @inception_option
-@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table as JSON.")
+@click.option("--json", "out", type=OutFile(), help="Also write the table as JSON.")
 @click.option("--record", is_flag=True, help="Write the figure into the metadata of MODEL, which must be a file.")
 def evaluate(
     model: str,

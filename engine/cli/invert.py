@@ -12,7 +12,7 @@ from ..api import invert
 from ..files import atomic_path
 from ..images import load_pngs
 from .sampler_options import sampler_options, take_sampler
-from .types import DTYPES, IntRange
+from .types import DTYPES, IntRange, OutFile
 
 
 @click.command("invert")
@@ -25,9 +25,7 @@ from .types import DTYPES, IntRange
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the network.")
 @click.option("--batch", type=int, default=64, show_default=True, help="Images evaluated together.")
 @click.option("--device", default="cpu", show_default=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default="latents.safetensors", show_default=True
-)
+@click.option("--out", type=OutFile(), default="latents.safetensors", show_default=True)
 def invert_command(
     model: str, image: Path, classes: list[int] | None, dtype: str, batch: int, device: str, out: Path, **options: Any
 ) -> None:

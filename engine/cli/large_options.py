@@ -17,7 +17,7 @@ _OPTIONS = [
         help="Files, or archives made of them at the end: an uncompressed zip, WebDataset shards, NumPy arrays.",
     ),
     click.option("--subdirs", is_flag=True, help="PNG files in a sub-folder for every thousand seeds."),
-    click.option("--shard", type=int, default=1000, show_default=True, help="Images in a tar file."),
+    click.option("--shard", type=int, help="Images in a tar file; by default 1000."),
     click.option(
         "--resume",
         is_flag=True,

@@ -12,6 +12,7 @@ from ..record import write as write_record
 from ..training import fashion_mnist, loss_for
 from ..training.loss_curve import levels, loss_curve, plot
 from .train import data_option
+from .types import OutFile
 
 
 @click.command("loss-curve")
@@ -30,8 +31,8 @@ from .train import data_option
     show_default=True,
     help="Of the noise, and of the untrained network.",
 )
-@click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Also draw a PNG.")
-@click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table as JSON.")
+@click.option("--plot", "picture", type=OutFile(), help="Also draw a PNG.")
+@click.option("--json", "out", type=OutFile(), help="Also write the table as JSON.")
 @data_option
 def loss_curve_command(
     model: str, images: int, sigmas: int, split: str, seed: int, picture: Path | None, out: Path | None, data: Path

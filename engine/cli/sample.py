@@ -115,7 +115,7 @@ def _drawing(
     out: Path,
     format: str,
     subdirs: bool,
-    shard: int,
+    shard: int | None,
     noise: str,
     offset_noise: float,
     **options: Any,

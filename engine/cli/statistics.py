@@ -6,6 +6,7 @@ import click
 
 from ..metrics import classifier_features, inception_features, measure, real_images
 from ..metrics.reference import DATA_SETS
+from .types import OutFile
 
 inception_option = click.option(
     "--inception",
@@ -18,7 +19,7 @@ inception_option = click.option(
 @click.option("--data", required=True, help=f"{', '.join(DATA_SETS)}, or a folder of PNGs.")
 @inception_option
 @click.option("--device", default="cpu", show_default=True, help="Of Inception.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A safetensors file.")
+@click.option("--out", type=OutFile(), required=True, help="A safetensors file.")
 def statistics_command(data: str, inception: Path | None, device: str, out: Path) -> None:
     """Write the mean and covariance of the features of real images."""
     extractor = inception_features(inception, device) if inception else classifier_features()

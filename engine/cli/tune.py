@@ -13,7 +13,7 @@ from ..provenance import provenance
 from ..record import write as write_record
 from ..samplers import Churn
 from ..tuning import Round, tune_churn
-from .types import DTYPES
+from .types import DTYPES, OutFile
 
 
 @click.command("tune")
@@ -23,9 +23,7 @@ from .types import DTYPES
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Of the network.")
 @click.option("--batch", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option(
-    "--json", "out", type=click.Path(path_type=Path, dir_okay=False), help="Also write what was found as JSON."
-)
+@click.option("--json", "out", type=OutFile(), help="Also write what was found as JSON.")
 def tune_command(model: str, budget: int, steps: int, dtype: str, batch: int, device: str, out: Path | None) -> None:
     """Search S_churn, S_tmin, S_tmax and S_noise by Frechet distance, all samplers on the same seeds, and compare the
     best with the deterministic sampler on fresh seeds."""

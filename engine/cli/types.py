@@ -1,6 +1,8 @@
 """Parameter types of the command line."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -66,6 +68,22 @@ class JsonObject(click.ParamType):
         if not isinstance(parsed, dict):
             self.fail(f'{value!r}; allowed: a JSON object such as {{"img_resolution": 64}}', param, ctx)
         return parsed
+
+
+class OutFile(click.Path):
+    """A file to be written, after work that would be lost: whether it can be is asked first."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=str, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(str(super().convert(value, param, ctx)))
+        parent = next(p for p in path.absolute().parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            self.fail(
+                f"{str(path)!r}; allowed: a file in a folder that can be written, which {parent} is not", param, ctx
+            )
+        return path
 
 
 class BatchSize(click.ParamType):

@@ -13,6 +13,7 @@ from ..training.brightness import TRAINED, compare, summary
 from ..training.data import FASHION_MNIST_CLASSES, fashion_mnist
 from ..training.run import quick_network
 from .train import data_option
+from .types import OutFile
 
 
 @click.command("zero-snr")
@@ -24,7 +25,7 @@ from .train import data_option
     "--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Of DDIM, at trailing timesteps."
 )
 @click.option("--out", type=click.Path(path_type=Path), default="runs/zero-snr", show_default=True)
-@click.option("--json", "table", type=click.Path(path_type=Path, dir_okay=False), default="zero-snr.json")
+@click.option("--json", "table", type=OutFile(), default="zero-snr.json")
 @data_option
 def zero_snr_command(images: int, per_class: int, steps: int, out: Path, table: Path, data: Path) -> None:
     """Train two small networks, with zero terminal SNR and without, and compare how bright their samples are.

@@ -32,8 +32,11 @@ class BlockStyle:
     adaptive_scale: bool = True
 
 
+Embedding = Tensor | Sequence[Tensor]  # [B, emb_channels] float32, or what the blocks' affine layers make of it
+
+
 class UNetBlock(nn.Module):
-    """x [B, in_channels, H, W], emb [B, emb_channels] float32 -> [B, out_channels, H', W'] in x's dtype."""
+    """x [B, in_channels, H, W], emb an `Embedding` -> [B, out_channels, H', W'] in x's dtype."""
 
     affine: nn.Module
     folded = False  # skip_scale is in the weights
@@ -75,7 +78,7 @@ class UNetBlock(nn.Module):
             self.qkv = Conv2d(out_channels, out_channels * 3, 1, init=style.init_attn)
             self.proj = Conv2d(out_channels, out_channels, 1, init=style.init_zero)
 
-    def forward(self, x: Tensor, emb: Tensor, beside: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Embedding, beside: Tensor | None = None) -> Tensor:
         """beside: a skip connection's tensor, whose channels follow x's; both together are ``in_channels``."""
         bare = self.skip is None or not self.skip.kernel  # what is kept is added as it is
         keep = self.skip_scale if self.folded and bare else 1.0
@@ -132,19 +135,34 @@ class UNetBlock(nn.Module):
         self.sorted_qkv = True
 
 
-class Columns(nn.Module):
-    """A block's share of the product that stands for all blocks' affine layers."""
+class Share(nn.Module):
+    """A block's share of what `Gathered` computes for all."""
 
-    def __init__(self, start: int, stop: int) -> None:
+    def __init__(self, index: int) -> None:
         super().__init__()
-        self.start, self.stop = start, stop
+        self.index = index
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, self.start : self.stop]
+    def forward(self, shares: Sequence[Tensor]) -> Tensor:
+        return shares[self.index]
 
 
-def gather_affines(network: nn.Module) -> Linear:
-    """One layer for the affine layers of all blocks, which then take their columns of its result.
+class Gathered(nn.Module):
+    """The affine layers of all blocks in one product: emb [B, emb_channels] -> each block's columns of the result."""
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.widths = [len(weight) for weight in weights]
+        with torch.device("meta"):  # draws nothing from the process's random numbers
+            self.layer = Linear(weights[0].shape[1], sum(self.widths))
+        self.layer.weight, self.layer.bias = (nn.Parameter(torch.cat([*t]).detach()) for t in (weights, biases))
+
+    def forward(self, emb: Tensor) -> Sequence[Tensor]:
+        shares: Sequence[Tensor] = self.layer(emb).split(self.widths, dim=1)
+        return shares
+
+
+def gather_affines(network: nn.Module) -> Gathered:
+    """One layer for the affine layers of all blocks, which then take their shares of its result.
 
     Where these are added to a convolution's output, its bias is in the layer too.
     """
@@ -154,11 +172,6 @@ def gather_affines(network: nn.Module) -> Linear:
         if not block.adaptive_scale and block.conv0.bias is not None:
             biases[index] = biases[index] + block.conv0.bias.to(biases[index].dtype)
             block.conv0.bias = None
-    with torch.device("meta"):  # draws nothing from the process's random numbers
-        gathered = Linear(weights[0].shape[1], sum(len(weight) for weight in weights))
-    gathered.weight, gathered.bias = (nn.Parameter(torch.cat(tensors).detach()) for tensors in (weights, biases))
-    start = 0
-    for block, weight in zip(blocks, weights, strict=True):
-        block.affine = Columns(start, start + len(weight))
-        start += len(weight)
-    return gathered
+    for index, block in enumerate(blocks):
+        block.affine = Share(index)
+    return Gathered(weights, biases)

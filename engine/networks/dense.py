@@ -71,16 +71,12 @@ def empty(x: Tensor, shape: Shape) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def outputs(
-    x: Tensor,
-    beside: Tensor | None,
-    resample: Resample | None,
-    keep: float | None,
-    make: Empty = empty,
-) -> tuple[Tensor, Tensor | None]:
-    """Room for both results of `ops.group_norm`; none for the second where that is x itself."""
+def output_shapes(
+    x: Tensor, beside: Tensor | None, resample: Resample | None, keep: float | None
+) -> tuple[Shape, Shape | None]:
+    """Of both results of `ops.group_norm`; None for the second where that is x itself."""
     channels = x.shape[1] + (0 if beside is None else beside.shape[1])
     height, width = ((2 * n if resample.up else n // 2) if resample else n for n in x.shape[2:])
     shape = (x.shape[0], channels, height, width)
     kept = keep is not None and (keep != 1 or beside is not None or resample is not None)
-    return make(x, shape), make(x, shape) if kept else None
+    return shape, shape if kept else None

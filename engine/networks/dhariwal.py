@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import BlockStyle, UNetBlock
+from .block import BlockStyle, Embedding, UNetBlock
 from .layers import Conv2d, GroupNorm, Init, Linear, PositionalEmbedding
 from .sizes import require_sizes
 
@@ -84,7 +84,7 @@ class DhariwalUNet(nn.Module):
         """The dtype of the convolutions, and so of x; the embedding stays float32 unless the whole module is cast."""
         return next(p.dtype for name, p in self.enc.named_parameters() if name.endswith("_conv.weight"))
 
-    def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+    def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Embedding:
         """What conditions the blocks, in the linear layers' dtype (float32): [B, emb_channels], or all their affine
         layers' results side by side once these are gathered."""
         emb = self.map_noise(noise_labels).to(self.map_layer0.weight.dtype)

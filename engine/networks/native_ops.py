@@ -17,7 +17,7 @@ from .activations import Activations
 from .dense import (
     Empty,
     empty,
-    outputs,
+    output_shapes,
     require_dense,
     require_dtype,
     require_weights,
@@ -70,12 +70,13 @@ def group_norm(
     others = 0 if beside is None else beside.shape[1]
     norm = (dtypes[x.dtype], (batch, height, width, own, others), groups, eps, silu)
     strides = (0 if add is None else add.stride(0), 0 if scale is None else scale.stride(0))
+    shape, kept_shape = output_shapes(x, beside, resample, keep)
     resampling = (resamplings[None if resample is None else resample.up], () if resample is None else resample.taps)
 
     def normalise(
         x: Tensor, beside: Tensor | None, add: Tensor | None, scale: Tensor | None, shift: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        out, kept = outputs(x, beside, resample, keep, make)
+        out, kept = make(x, shape), None if kept_shape is None else make(x, kept_shape)
         with _shown("edm::group_norm"):
             _extension().group_norm_cpu(
                 x.data_ptr(), _address(beside), weight.data_ptr(), bias.data_ptr(), out.data_ptr(), _address(kept),

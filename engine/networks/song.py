@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .block import BlockStyle, UNetBlock
+from .block import BlockStyle, Embedding, UNetBlock
 from .layers import Conv2d, FourierEmbedding, GroupNorm, Init, Linear, PositionalEmbedding
 from .sizes import require_sizes
 
@@ -147,7 +147,7 @@ class SongUNet(nn.Module):
         """The dtype of the convolutions, and so of x; the embedding stays float32 unless the whole module is cast."""
         return next(p.dtype for name, p in self.enc.named_parameters() if name.endswith("_conv.weight"))
 
-    def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+    def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Embedding:
         """What conditions the blocks, in the linear layers' dtype (float32): [B, emb_channels], or all their affine
         layers' results side by side once these are gathered."""
         emb = self.map_noise(noise_labels).to(self.map_layer0.weight.dtype)
@@ -173,7 +173,7 @@ class SongUNet(nn.Module):
         emb = self.embed(noise_labels, class_labels, augment_labels)
         return self._decode(*self._encode(x, emb), emb)
 
-    def _encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _encode(self, x: Tensor, emb: Embedding) -> tuple[Tensor, list[Tensor]]:
         skips: list[Tensor] = []
         aux = x
         for name, layer in self.enc.items():
@@ -188,7 +188,7 @@ class SongUNet(nn.Module):
                 skips.append(x)
         return x, skips
 
-    def _decode(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
+    def _decode(self, x: Tensor, skips: list[Tensor], emb: Embedding) -> Tensor:
         aux: Tensor | None = None
         y = x
         for name, layer in self.dec.items():

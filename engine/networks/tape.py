@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 Call = Callable[..., Any]
 _KEPT = 2  # shapes of a network's inputs: a job's batches, and its last; oneDNN's weights are packed for each
@@ -88,9 +88,11 @@ class _Recording(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         if self._within:
             return made
+        apart = [*(kwargs or {}).values(), *(arg for arg in args if not isinstance(arg, Tensor))]
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(apart)):  # all tensors are arguments themselves
+            return self._remember(partial(func, **kwargs) if kwargs else func, args, made)
         flat, form = tree_flatten((args, kwargs or {}))
-        simple = not kwargs and len(flat) == len(args)
-        return self._remember(func if simple else partial(_called, func, form), flat, made)
+        return self._remember(partial(_called, func, form), flat, made)
 
     def _remember(self, call: Call, arguments: Sequence[Any], made: Any) -> Any:
         reads = [self._place(value) for value in arguments]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
-from .dense import empty, outputs, require_dtype, require_weights, resamples, rows, rows_alike, suits
+from .dense import empty, output_shapes, require_dtype, require_weights, resamples, rows, rows_alike, suits
 from .ops import Packed, Resample
 
 
@@ -38,7 +38,8 @@ def group_norm(
     from ..kernels import group_norm as kernel
 
     require_weights(x, beside, weight, bias)
-    out, kept = outputs(x, beside, resample, keep)
+    shape, kept_shape = output_shapes(x, beside, resample, keep)
+    out, kept = empty(x, shape), None if kept_shape is None else empty(x, kept_shape)
     scale, shift = rows_alike(scale_shift)
     kernel.group_norm(
         x, weight, bias, groups, eps, out, kept,

@@ -28,6 +28,12 @@ NO_DATA = ["--data", "/nowhere"]
         (["plan", "--table", "/proc/a.csv"], "No such file or directory: '/proc/a.csv'"),
         (["plan", "--table", "folder"], "Is a directory: 'folder'"),
         (["convert", "fashion-mnist", "/proc/a.safetensors"], "/proc/a.safetensors"),
+        (["evaluate", "--json", f"{__file__}/a.json"], f"in a folder that can be written, which {__file__} is not"),
+        (["tune", "--json", f"{__file__}/b/a.json"], f"in a folder that can be written, which {__file__} is not"),
+        (["invert", "--model", "fashion-mnist", "--image", ".", "--out", f"{__file__}/a"], "in a folder that can be"),
+        (["statistics", "--data", ".", "--out", f"{__file__}/a"], "in a folder that can be written"),
+        (["evaluate", "--json", "folder"], "'--json': File 'folder' is a directory"),
+        (["sample", "--model", "fashion-mnist", "--shard", "7"], "shard is 7 and format is 'png'; allowed: None"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys, arguments, message):

@@ -56,6 +56,13 @@ def test_guidance(monkeypatch, tmp_path, options, kind):
     assert json.loads((tmp_path / "settings.json").read_text())["guidance"]
 
 
+def test_a_network_without_label_dropout_is_named(monkeypatch, tmp_path, capsys):
+    """It never saw images of no class, from which classifier-free guidance moves away; from a class it does."""
+    for options, said in ((["--guidance=2"], True), (["--guidance=2", "--negative=6"], False), ([], False)):
+        assert run(monkeypatch, "sample", *SHARED, *options, "--out", tmp_path) == 0
+        assert ("without label dropout" in capsys.readouterr().err) == said
+
+
 def test_an_image_a_mask_and_offset_noise(monkeypatch, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     mask = np.zeros((32, 32), dtype=np.uint8)

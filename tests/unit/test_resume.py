@@ -49,10 +49,16 @@ def interrupted(monkeypatch, folder, after, **job):
             draw(folder, **job)
 
 
+def filed(format, shard):
+    """A job's format with an option that is its own."""
+    options = {"png": {"subdirs": True}, "tar": {"shard": shard}}
+    return {"format": format, **options.get(format, {})}
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("after", [0, 2])
 def test_what_is_interrupted_is_resumed(monkeypatch, tmp_path, format, after):
-    job = {"format": format, "shard": 7}
+    job = filed(format, 7)
     draw(tmp_path / "whole", **job)
     interrupted(monkeypatch, tmp_path / "out", after, **job)
     drawn = draw(tmp_path / "out", resume=True, **job)
@@ -64,7 +70,7 @@ def test_what_is_interrupted_is_resumed(monkeypatch, tmp_path, format, after):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_file_torn_is_found_and_drawn_anew(tmp_path, format):
-    job = {"format": format, "shard": 7}
+    job = filed(format, 7)
     draw(tmp_path, **job)
     whole = tree(tmp_path)
     for name in set(whole) - {"settings.json", SUMS}:
@@ -82,7 +88,7 @@ def test_every_file_torn_is_found_and_drawn_anew(tmp_path, format):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_part_torn_is_found_and_drawn_anew(monkeypatch, tmp_path, format):
-    job = {"format": format, "shard": 7}
+    job = filed(format, 7)
     draw(tmp_path / "whole", **job)
     for part, damage in [
         (0, lambda b: b[:-9]),
@@ -308,11 +314,11 @@ FEWER = {"seeds": SEEDS[:3], "class_labels": 2}
 @pytest.mark.parametrize("then", FORMATS)
 @pytest.mark.parametrize("first", FORMATS)
 def test_anew_leaves_nothing_of_an_earlier_job(tmp_path, first, then):
-    draw(tmp_path / "out", format=first, shard=1, subdirs=True)
+    draw(tmp_path / "out", **filed(first, 1))
     assert all(map(WRITTEN.fullmatch, read_sums(tmp_path / "out" / SUMS)))
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    draw(tmp_path / "out", format=then, shard=1, **FEWER)
-    draw(tmp_path / "whole", format=then, shard=1, **FEWER)
+    draw(tmp_path / "out", **filed(then, 1), **FEWER)
+    draw(tmp_path / "whole", **filed(then, 1), **FEWER)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole") | {"notes.txt": b"mine"}
     assert not (tmp_path / "out" / "001000").exists()
 
@@ -331,10 +337,18 @@ def test_anew_leaves_nothing_of_an_interrupted_job(monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", stop)
             with pytest.raises(Power):
-                draw(tmp_path / format, format=format, shard=1)
+                draw(tmp_path / format, **filed(format, 1))
         assert [name for name in tree(tmp_path / format) if WRITTEN.fullmatch(name)]
         draw(tmp_path / format, **FEWER)
         assert tree(tmp_path / format) == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("text", ['{"editor.tabSize": 4}', "[]", "// mine", ""])
+def test_settings_of_somebody_else_stay(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ValueError, match=r"folder is .*, whose settings.json no job has written; allowed: another"):
+        draw(tmp_path)
+    assert tree(tmp_path) == {"settings.json": text.encode()}
 
 
 def test_anew_removes_only_what_the_earlier_job_wrote(tmp_path):
