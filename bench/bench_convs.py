@@ -29,7 +29,7 @@ def ways_to_convolve(shape: Shape, batch: int, dtype: torch.dtype) -> tuple[dict
     weight = torch.randn(channels_out, channels_in, kernel, kernel).to(dtype)
     bias, padding, ones = torch.randn(channels_out).to(dtype), [kernel // 2] * 2, [1, 1]
     calls: dict[str, Callable[[], object]] = {}
-    if native_ops.onednn_knows(dtype):
+    if winograd.onednn_knows(dtype):
         packed = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, ones, ones, 1, list(x.shape))
         calls["oneDNN"] = lambda: torch.ops.mkldnn._convolution_pointwise.binary(
             x, past, packed, bias, padding, ones, ones, 1, "add", 1.0, None, [], ""

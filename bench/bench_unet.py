@@ -20,6 +20,7 @@ from torch import Tensor
 
 import engine
 from bench.harness import parser, shown_in_the_end, write
+from bench.narrower import without_avx512
 from bench.timing import GPU_NOTE, Call, launches, measure, on_gpu
 from engine.measure import measure as measure_cost
 from engine.measure import peak_bytes
@@ -116,8 +117,11 @@ def main() -> None:
     arguments.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     arguments.add_argument("--compile", action="store_true", help="Also torch.compile with freezing: minutes.")
     arguments.add_argument("--seconds", type=float, default=4.0, help="For each variant.")
+    arguments.add_argument("--avx2", action="store_true", help="As if the processor had no AVX-512; on a CPU.")
     options = arguments.parse_args()
     device = torch.device(options.device)
+    if options.avx2:
+        without_avx512()
     if options.threads:
         torch.set_num_threads(options.threads)
     if device.type == "cuda":
@@ -130,7 +134,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     others = [] if "fashion-mnist" in options.network else options.network  # files of their own
     prefix = "-".join(["unet", *others])
-    save = partial(write, "unet", device, rows, notes, options.results, prefix=prefix)
+    label = "avx2" if options.avx2 else ""
+    save = partial(write, "unet", device, rows, notes, options.results, prefix=prefix, label=label)
     with shown_in_the_end(save):
         for name in options.network:
             denoiser = load(name)

@@ -28,7 +28,7 @@ from .dense import (
 )
 from .ops import Packed, Resample
 from .tape import whole
-from .winograd import tile_for
+from .winograd import onednn_knows, tile_for
 
 if TYPE_CHECKING:
     from engine import _native
@@ -209,14 +209,6 @@ def _names() -> tuple[dict[torch.dtype, "_native.Dtype"], dict[bool | None, "_na
     dtype, resampling = _extension().Dtype, _extension().Resampling
     dtypes = {torch.float32: dtype.float32, torch.bfloat16: dtype.bfloat16, torch.float16: dtype.float16}
     return dtypes, {None: resampling.none, True: resampling.up, False: resampling.down}
-
-
-@cache
-def onednn_knows(dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves in this dtype on this processor."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def available() -> bool:

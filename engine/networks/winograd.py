@@ -22,14 +22,14 @@ def tile_for(x: Tensor, weight: Tensor, padding: int) -> int | None:
     1x1, m = 1: as fast as oneDNN, without the 20 us that a call of it costs.
 
     oneDNN keeps three kinds. With AMX, all in bfloat16. With AMD's bfloat16 products, of twice float32's speed, 1x1 so
-    large that it matters. And channels in other numbers than multiples of 16, in all but float16, which it does not
-    know on most processors: torch's own takes ten times as long for three channels as our loops for 128.
+    large that it matters. And channels in other numbers than multiples of 16, in dtypes that it knows: torch's own
+    convolution takes ten times as long for three channels as our loops for 128.
     """
     outputs, inputs, *kernel = weight.shape
     pixels = x.shape[2] * x.shape[3]
     if (*kernel, padding) not in ((1, 1, 0), (3, 3, 1)):
         return None
-    if (inputs % 16 or outputs % 16) and x.dtype != torch.float16:
+    if (inputs % 16 or outputs % 16) and onednn_knows(x.dtype):
         return None
     if x.dtype == torch.bfloat16 and _has_amx():
         return None
@@ -46,6 +46,14 @@ def pack(weight: Tensor) -> Tensor:
     outputs, inputs = weight.shape[:2]
     taps = F.pad(weight.flatten(2), (0, 0, 0, -inputs % 16, 0, -outputs % _PANEL))
     return taps.unflatten(0, (-1, _PANEL)).permute(0, 2, 3, 1).contiguous()
+
+
+@cache
+def onednn_knows(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves in this dtype on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 @cache

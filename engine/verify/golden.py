@@ -19,7 +19,7 @@ from ..denoiser import Denoiser
 from ..engine import Engine
 from ..files import atomic_path
 from ..images import to_uint8
-from ..networks import native_ops
+from ..networks import native_ops, winograd
 from ..samplers import edm
 from .finding import Finding, name_of
 
@@ -94,7 +94,7 @@ def machine(device: torch.device) -> str:
     name = facts.get("model name", "unknown processor")
     # Virtual machines hide which generation a name such as "AMD EPYC" is.
     name += f" (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
-    half = " bf16" if native_ops.onednn_knows(torch.bfloat16) else ""
+    half = " bf16" if winograd.onednn_knows(torch.bfloat16) else ""
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}{half}, torch {torch.__version__}, code {code()}"
 
 

@@ -13,7 +13,11 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 # A churned plan with and without guidance, and whatever is not the same again for another plan, dtype or network.
-_QUICK = ["replay and churned and (none or rescaled)", "shipped_network and dtype0", "not (replay or backends_and or shipped or growth)"]
+_QUICK = [
+    "replay and churned and (none or rescaled)",
+    "shipped_network and dtype0",
+    "not (replay or backends_and or shipped or growth)",
+]
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++"),

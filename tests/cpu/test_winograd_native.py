@@ -155,6 +155,17 @@ def test_the_rule_of_who_convolves(monkeypatch, dtype, size, channels, amx, fast
     assert winograd.tile_for(x, torch.empty(channels, channels, 3, 3), 2) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_other_numbers_of_channels_are_ours_where_onednn_does_not_know_the_dtype(monkeypatch, dtype):
+    """Processors without AVX-512 have no bfloat16 in oneDNN, and torch's own convolution is slow."""
+    monkeypatch.setattr(winograd, "_has_amx", lambda: False)
+    monkeypatch.setattr(winograd, "_has_fast_halves", lambda: False)
+    monkeypatch.setattr(winograd, "onednn_knows", lambda dtype: dtype == torch.float32)
+    x = torch.empty(1, 3, 32, 32, dtype=dtype)
+    assert winograd.tile_for(x, torch.empty(128, 3, 3, 3), 1) == 4
+    assert winograd.tile_for(x.float(), torch.empty(128, 3, 3, 3), 1) is None
+
+
 def test_the_operation_takes_it_and_checks_its_tensors():
     x, weight, bias, past = case((2, 64, 48, 16, 16, 3), torch.float32)
     packed = {}
