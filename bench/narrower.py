@@ -22,5 +22,5 @@ def without_avx512() -> None:
     def onednn_knows(dtype: torch.dtype) -> bool:
         return dtype == torch.float32
 
-    winograd._has_amx = winograd._has_fast_halves = lambda: False  # type: ignore[assignment]
+    winograd.has_amx = winograd._has_fast_halves = lambda: False  # type: ignore[assignment]
     winograd.onednn_knows = native_ops.onednn_knows = onednn_knows  # type: ignore[assignment]

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "advance_op.h"
+#include "attention_op.h"
 #include "group_norm_op.h"
 #include "linear_op.h"
 #include "normal_op.h"
@@ -101,6 +102,17 @@ PYBIND11_MODULE(_native, m) {
         },
         "x"_a, "weight"_a, "bias"_a, "add"_a, "out"_a, "dtype"_a, "shape"_a, "m"_a, "threads"_a = 1, "isa"_a = "auto",
         py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "attention_cpu",
+        [](std::uintptr_t q, std::uintptr_t k, std::uintptr_t v, std::uintptr_t out, edm::Dtype dtype,
+           const std::array<std::int64_t, 4>& shape, const std::array<std::int64_t, 3>& strides,
+           const std::array<std::int64_t, 3>& out_strides, std::int64_t threads, const std::string& isa) {
+            edm::attention_cpu({shape[0], shape[1], shape[2], shape[3], dtype, q, k, v, out, strides[0], strides[1],
+                                strides[2], out_strides[0], out_strides[1], out_strides[2]},
+                               threads, isa);
+        },
+        "q"_a, "k"_a, "v"_a, "out"_a, "dtype"_a, "shape"_a, "strides"_a, "out_strides"_a, "threads"_a = 1,
+        "isa"_a = "auto", py::call_guard<py::gil_scoped_release>());
 #ifdef EDM_X86_64
     m.def("is_amd", [] { return __builtin_cpu_is("amd") != 0; });
 #else

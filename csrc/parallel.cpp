@@ -154,4 +154,13 @@ void parallel_ranges(std::int64_t total, std::int64_t threads, const RangeBody& 
     }
 }
 
+void share_out(std::int64_t total, std::int64_t workers, const RangeBody& body) {
+    std::atomic<std::int64_t> next{0};
+    parallel_ranges(workers, workers, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t worker = begin; worker < end; ++worker) {
+            for (std::int64_t unit = next.fetch_add(1); unit < total; unit = next.fetch_add(1)) body(unit, worker);
+        }
+    });
+}
+
 }  // namespace edm

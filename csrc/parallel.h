@@ -15,4 +15,8 @@ using RangeBody = std::function<void(std::int64_t begin, std::int64_t end)>;
 // serves another caller, are done by the caller: slower, never wrong.
 void parallel_ranges(std::int64_t total, std::int64_t threads, const RangeBody& body);
 
+// Calls body(unit, worker) for units [0, total), each as soon as one of the workers, as many threads at most, is free: what
+// belongs to a worker is used by one thread at a time. `body` must not throw.
+void share_out(std::int64_t total, std::int64_t workers, const RangeBody& body);
+
 }  // namespace edm

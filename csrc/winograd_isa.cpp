@@ -1,6 +1,6 @@
 // The loops of winograd_op.h. CMake compiles this file once per instruction set, with EDM_ISA naming it. Nothing from the
 // standard library is instantiated here, for the reason given in hd.h.
-#include "lanes.h"
+#include "products.h"
 #include "winograd_op.h"
 
 #define EDM_JOIN_(a, b) a##b
@@ -8,9 +8,6 @@
 
 namespace edm {
 namespace {
-
-// A block of the product: rows by two vectors of sums, in registers.
-constexpr int kRows = kLanes == 16 ? 12 : 6;    // 24 of 32, 12 of 16
 
 inline std::int64_t run_length(std::int64_t K, std::int64_t first) { return first + kRun < K ? kRun : K - first; }
 
@@ -150,53 +147,6 @@ __attribute__((noinline)) void transform_weights(const S* weight, std::int64_t c
             transform_square<r, n>([&](int i) { return lanes(w + i * kPanel + c); }, Transform<m>::weight,
                                    [&](int p, const Lanes& v) { put(to + p * step + k * kPanel + c, v); });
         }
-    }
-}
-
-// R rows of a, kRun apart, times two vectors of a panel's columns, from b on: to c, rows kPanel apart, or added to it. The
-// sums run over k in order, and start anew every kSum. Meanwhile the rows behind these are fetched: they lie in the second
-// or third cache. The distance of rows is a constant because R addresses would not fit the registers.
-template <int R>
-void product(const float* a, const float* b, std::int64_t count, bool anew, float* c) {
-    for (std::int64_t first = 0; first < count; first += kSum) {
-        const std::int64_t last = first + kSum < count ? first + kSum : count;
-        Lanes sum[R][2] = {};
-        for (std::int64_t k = first; k < last; ++k) {
-            __builtin_prefetch(a + R * kRun + k * 16);
-            const Lanes b0 = lanes(b + k * kPanel), b1 = lanes(b + k * kPanel + kLanes);
-#pragma GCC unroll 12                    // or the sums live in memory
-            for (int r = 0; r < R; ++r) {
-                const float value = a[r * kRun + k];
-                sum[r][0] += value * b0;
-                sum[r][1] += value * b1;
-            }
-        }
-#pragma GCC unroll 12
-        for (int r = 0; r < R; ++r) {
-            for (int v = 0; v < 2; ++v) {
-                float* to = c + r * kPanel + v * kLanes;
-                put(to, anew && first == 0 ? sum[r][v] : lanes(to) + sum[r][v]);
-            }
-        }
-    }
-}
-
-using Product = void (*)(const float*, const float*, std::int64_t, bool, float*);
-constexpr Product kProducts[] = {product<1>, product<2>, product<3>, product<4>,  product<5>,  product<6>
-#ifdef __AVX512F__
-                                 , product<7>, product<8>, product<9>, product<10>, product<11>, product<12>
-#endif
-};
-
-// All rows of one position and run times a panel, in blocks of rows that differ by one at most.
-void multiply(const float* a, const float* b, std::int64_t count, std::int64_t rows, bool anew, float* c) {
-    const std::int64_t blocks = (rows + kRows - 1) / kRows;
-    for (std::int64_t block = 0, row = 0; block < blocks; ++block) {
-        const std::int64_t R = rows / blocks + (block < rows % blocks ? 1 : 0);
-        for (int column = 0; column < kPanel; column += 2 * kLanes) {
-            kProducts[R - 1](a + row * kRun, b + column, count, anew, c + row * kPanel + column);
-        }
-        row += R;
     }
 }
 

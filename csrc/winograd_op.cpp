@@ -1,13 +1,11 @@
 #include "winograd_op.h"
 
 #include <algorithm>
-#include <atomic>
-#include <memory>
-#include <new>
 #include <stdexcept>
 
 #include "normal_op.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace edm {
 namespace {
@@ -35,23 +33,6 @@ void require(bool fine, const std::string& message) {
 }
 
 std::int64_t divided_up(std::int64_t total, std::int64_t by) { return (total + by - 1) / by; }
-
-struct Freed {
-    void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
-};
-
-// Scratch that the calling thread keeps, some 4 MB a worker: new memory would cost a page fault every 4 KB, in every call.
-float* scratch_of(std::int64_t count) {
-    thread_local std::unique_ptr<float[], Freed> memory;
-    thread_local std::int64_t size = 0;
-    if (size < count) {
-        size = 0;
-        memory.reset();
-        memory.reset(static_cast<float*>(::operator new[](static_cast<std::size_t>(count) * 4, std::align_val_t(64))));
-        size = count;
-    }
-    return memory.get();
-}
 
 }  // namespace
 
@@ -90,13 +71,10 @@ void winograd_cpu(const WinogradCall& asked, std::int64_t threads, const std::st
     if (splits == 1) blocks = std::min(tiles, divided_up(blocks, workers) * workers);
     const std::int64_t units = blocks * splits, scratch = winograd_scratch(call, divided_up(tiles, blocks)).size;
     float* const memory = scratch_of(workers * scratch);     // here, because bodies must not throw
-    std::atomic<std::int64_t> next{0};
-    parallel_ranges(workers, workers, [&](std::int64_t begin, std::int64_t) {
-        for (std::int64_t unit = next.fetch_add(1); unit < units; unit = next.fetch_add(1)) {
-            const std::int64_t block = unit / splits, split = unit % splits;
-            loop(call, {block * tiles / blocks, (block + 1) * tiles / blocks, split * call.panels() / splits,
-                        (split + 1) * call.panels() / splits}, memory + begin * scratch);
-        }
+    share_out(units, workers, [&](std::int64_t unit, std::int64_t worker) {
+        const std::int64_t block = unit / splits, split = unit % splits;
+        loop(call, {block * tiles / blocks, (block + 1) * tiles / blocks, split * call.panels() / splits,
+                    (split + 1) * call.panels() / splits}, memory + worker * scratch);
     });
 }
 

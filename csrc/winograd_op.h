@@ -14,12 +14,9 @@
 #include <string>
 
 #include "advance_call.h"
+#include "panels.h"
 
 namespace edm {
-
-constexpr int kPanel = 32;               // outputs whose weights lie together
-constexpr std::int64_t kRun = 64;        // inputs whose weights are transformed together, and lie in one row
-constexpr std::int64_t kSum = 32;        // products in one sum; sums of sums are two to three times as exact
 
 // x [samples, height, width, inputs], add (or 0) and out [samples, height, width, outputs], bias (or 0) [outputs] and
 // weight [ceil(outputs / kPanel), inputs, 9 or 1, kPanel], zeros behind the last output: all dense and of one dtype. The

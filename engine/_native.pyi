@@ -135,6 +135,26 @@ def linear_cpu(
         ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.
     """
 
+def attention_cpu(
+    q: int,
+    k: int,
+    v: int,
+    out: int,
+    dtype: Dtype,
+    shape: tuple[int, int, int, int],
+    strides: tuple[int, int, int],
+    out_strides: tuple[int, int, int],
+    threads: int = 1,
+    isa: str = "auto",
+) -> None:
+    """out = softmax(q k^T / sqrt(channels)) v, with float32 within; csrc/attention_op.h. Addresses; shape: samples,
+    heads, length, channels. strides, of all but the channels, in elements: those of q, k and v, and those of out. The
+    bits depend on neither `threads` nor the other samples.
+
+    Raises:
+        ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.
+    """
+
 def winograd_cpu(
     x: int,
     weight: int,

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
 from .layers import Conv2d, GroupNorm, Init, Linear
 
 
@@ -112,7 +111,8 @@ class UNetBlock(nn.Module):
             packed = self.qkv(y).reshape(batch, 3, *shape[1:3], -1).permute(1, 0, 2, 4, 3)
         else:
             packed = self.qkv(y).reshape(shape).permute(3, 0, 1, 4, 2)
-        a = ops.attention(*packed.unbind(0)).transpose(2, 3).reshape(batch, channels, height, width)
+        a = self.qkv.ops.attention(*packed.unbind(0))
+        a = a.transpose(2, 3).reshape(batch, channels, height, width)
         return self.join(self.proj, a, past)
 
     def fold(self, biases: bool = False) -> None:

@@ -9,7 +9,7 @@ from .ops import Resample
 
 Shape = tuple[int, int, int, int]
 Empty = Callable[[Tensor, Shape], Tensor]
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def suits(*tensors: Tensor | None) -> bool:
@@ -17,7 +17,7 @@ def suits(*tensors: Tensor | None) -> bool:
     for t in tensors:  # a loop: `all` of a generator takes a microsecond more, 100 times an evaluation
         if t is None:
             continue
-        if t.dim() != 4 or t.dtype not in _DTYPES or not t.is_contiguous(memory_format=torch.channels_last):
+        if t.dim() != 4 or t.dtype not in DTYPES or not t.is_contiguous(memory_format=torch.channels_last):
             return False
         if t.requires_grad and torch.is_grad_enabled():
             return False

@@ -152,6 +152,7 @@ class Ops:
     group_norm: Callable[..., tuple[Tensor, Tensor]]
     conv2d: Callable[..., Tensor]
     linear: Callable[..., Tensor]
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-TORCH = Ops("torch", group_norm, conv2d, linear)
+TORCH = Ops("torch", group_norm, conv2d, linear, attention)

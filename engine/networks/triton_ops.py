@@ -138,4 +138,4 @@ def available(device: torch.device) -> bool:
     return here and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-TRITON = ops.Ops("triton", group_norm, conv2d, ops.linear)
+TRITON = ops.Ops("triton", group_norm, conv2d, ops.linear, ops.attention)

@@ -31,7 +31,7 @@ def tile_for(x: Tensor, weight: Tensor, padding: int) -> int | None:
         return None
     if (inputs % 16 or outputs % 16) and onednn_knows(x.dtype):
         return None
-    if x.dtype == torch.bfloat16 and _has_amx():
+    if x.dtype == torch.bfloat16 and has_amx():
         return None
     if kernel == [1, 1]:
         large = pixels * inputs * outputs > _PRODUCTS_WORTH_A_CALL
@@ -57,7 +57,8 @@ def onednn_knows(dtype: torch.dtype) -> bool:
 
 
 @cache
-def _has_amx() -> bool:
+def has_amx() -> bool:
+    """Whether products of bfloat16 are so fast that oneDNN's, and torch's, are left to them."""
     return bool(torch.cpu._is_amx_tile_supported())
 
 

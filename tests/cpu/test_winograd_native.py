@@ -147,7 +147,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(changed, named):
     ],
 )
 def test_the_rule_of_who_convolves(monkeypatch, dtype, size, channels, amx, fast_halves, of_3x3, of_1x1):
-    monkeypatch.setattr(winograd, "_has_amx", lambda: amx)
+    monkeypatch.setattr(winograd, "has_amx", lambda: amx)
     monkeypatch.setattr(winograd, "_has_fast_halves", lambda: fast_halves)
     x = torch.empty(1, channels, size, size, dtype=dtype)
     assert winograd.tile_for(x, torch.empty(channels, channels, 3, 3), 1) == of_3x3
@@ -158,7 +158,7 @@ def test_the_rule_of_who_convolves(monkeypatch, dtype, size, channels, amx, fast
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_other_numbers_of_channels_are_ours_where_onednn_does_not_know_the_dtype(monkeypatch, dtype):
     """Processors without AVX-512 have no bfloat16 in oneDNN, and torch's own convolution is slow."""
-    monkeypatch.setattr(winograd, "_has_amx", lambda: False)
+    monkeypatch.setattr(winograd, "has_amx", lambda: False)
     monkeypatch.setattr(winograd, "_has_fast_halves", lambda: False)
     monkeypatch.setattr(winograd, "onednn_knows", lambda dtype: dtype == torch.float32)
     x = torch.empty(1, 3, 32, 32, dtype=dtype)
