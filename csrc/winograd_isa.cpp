@@ -135,7 +135,7 @@ void transform_tile(const WinogradCall& call, const WinogradPart& part, std::int
 
 // G w G^T of a panel's weights of count inputs, [count, taps, kPanel], to [positions][count, kPanel], kGap between
 // positions. Weights come from memory, once an evaluation: those of a few inputs on are asked for here, as the processor's
-// own guess ends with every page (8% of an image of the CIFAR-10 network).
+// own guess ends with every page (8% of the CIFAR-10 network's convolutions of one image).
 template <int m, class S>
 __attribute__((noinline)) void transform_weights(const S* weight, std::int64_t count, float* to) {
     constexpr int n = m == 1 ? 1 : m + 2, r = m == 1 ? 1 : 3, kAhead = 8, kLine = 64 / sizeof(S);
