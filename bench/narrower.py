@@ -1,12 +1,14 @@
 """A processor as if it had less than it has: AVX2 alone, as most laptops do."""
 
 import os
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
 from engine import _native
-from engine.networks import native_ops, winograd
+from engine.networks import winograd
 
 
 def without_avx512() -> None:
@@ -16,11 +18,12 @@ def without_avx512() -> None:
     found = torch.backends.cpu.get_cpu_capability()
     if found != "AVX2":
         raise RuntimeError(f"torch uses {found} already, or the processor has no AVX2")
-    for name in ("group_norm_cpu", "winograd_cpu", "linear_cpu"):
-        setattr(_native, name, partial(getattr(_native, name), isa="avx2"))
-
-    def onednn_knows(dtype: torch.dtype) -> bool:
-        return dtype == torch.float32
-
+    for name in ("advance_cpu", "attention_cpu", "group_norm_cpu", "linear_cpu", "normal", "winograd_cpu"):
+        setattr(_native, name, partial(_narrowed, getattr(_native, name)))
     winograd.has_amx = winograd._has_fast_halves = lambda: False  # type: ignore[assignment]
-    winograd.onednn_knows = native_ops.onednn_knows = onednn_knows  # type: ignore[assignment]
+    winograd.onednn_knows = lambda dtype: dtype == torch.float32  # type: ignore[assignment]
+
+
+def _narrowed(call: Callable[..., Any], *arguments: Any) -> Any:
+    """With AVX2 where "auto" is asked for, or nothing."""
+    return call(*(a for a in arguments if a != "auto"), isa="avx2")

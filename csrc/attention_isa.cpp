@@ -18,6 +18,17 @@ Lanes part_of(const S* row, std::int64_t c, std::int64_t count) {
     return c + kLanes <= count ? lanes(row + c) : c < count ? lanes(row + c, count - c) : Lanes{};
 }
 
+// The elements that `from` names, of a and behind it b.
+inline Lanes picked(const Lanes& a, const Lanes& b, const Words& from) {
+#ifdef __clang__                         // which shuffles by constants only
+    Lanes made;
+    for (int j = 0; j < kLanes; ++j) made[j] = from[j] < kLanes ? a[from[j]] : b[from[j] - kLanes];
+    return made;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+
 // Rows to columns: halves of ever larger squares change places.
 inline void transpose(Lanes* rows) {
 #pragma GCC unroll 4
@@ -31,8 +42,8 @@ inline void transpose(Lanes* rows) {
         for (int i = 0; i < kLanes; ++i) {
             if (i & s) continue;
             const Lanes a = rows[i], b = rows[i + s];
-            rows[i] = __builtin_shuffle(a, b, upper);
-            rows[i + s] = __builtin_shuffle(a, b, lower);
+            rows[i] = picked(a, b, upper);
+            rows[i + s] = picked(a, b, lower);
         }
     }
 }

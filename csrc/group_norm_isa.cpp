@@ -12,7 +12,7 @@ namespace {
 
 typedef double Double __attribute__((may_alias));
 
-constexpr int kWidth = 64 / kLanes;      // vectors of channels summed at once
+constexpr int kWidth = 4;                // vectors of channels summed at once: 8 sums and 4 addends in registers
 constexpr int kTile = 512;               // elements written in one loop: several pixels where there are few channels
 
 std::int64_t chunks_of(const GroupNormCall& call) { return (call.pixels() + kChunk - 1) / kChunk; }
@@ -28,7 +28,7 @@ void sum_lines(const S* x, std::int64_t stride, std::int64_t count, std::int64_t
     Lanes plus[vectors] = {}, a[vectors] = {}, q[vectors] = {};
     for (int i = 0; add != nullptr && i < vectors; ++i) plus[i] = read(add + i * kLanes);
     for (std::int64_t p = 0; p < count; ++p) {
-#pragma GCC unroll 8                     // or the sums live in memory
+#pragma GCC unroll 4                     // or the sums live in memory
         for (int i = 0; i < vectors; ++i) {
             const Lanes value = read(x + p * stride + i * kLanes) + plus[i];
             a[i] += value;

@@ -41,7 +41,7 @@ std::vector<Isa> find_runnable() {
     return found;
 }
 
-// Asked once: in a virtual machine the host answers, which takes 8 us.
+// Found once: in a virtual machine the host answers CPUID, which takes 8 us.
 const std::vector<Isa>& runnable() {
     static const std::vector<Isa> found = find_runnable();
     return found;

@@ -83,8 +83,7 @@ struct Transform<4> {
 };
 
 // A square of from by from vectors to one of to by to: the columns by the transform of one dimension, then the rows. Inlined
-// by force, into functions that are not: left to itself g++ makes loops over memory of it (weights: a fifth of a convolution
-// of 8x8 pixels).
+// by force, as g++ else makes a function of it, with the vectors in memory.
 template <int from, int to, class Load, class Transformed, class Store>
 __attribute__((always_inline)) inline void transform_square(const Load& load, const Transformed& transformed, const Store& store) {
     Lanes line[from], half[to * from], out[to];
@@ -192,7 +191,7 @@ void run(const WinogradCall& call, const WinogradPart& part, float* scratch) {
     const std::int64_t rows = part.last - part.first, K = call.inputs, step = rows * kPanel + kGap;
     const WinogradScratch at = winograd_scratch(call, rows);
     float *weights = scratch + at.weights, *products = scratch + at.products, *zeros = scratch + at.zeros, bias[kPanel];
-    for (std::int64_t c = 0; c < K; ++c) zeros[c] = 0;
+    memset(zeros, 0, static_cast<std::size_t>(K) * sizeof(float));    // read as elements of any type
     for (std::int64_t row = 0; row < rows; ++row) transform_tile<m, S>(call, part, row, zeros, scratch);
     for (std::int64_t panel = part.first_panel; panel < part.last_panel; ++panel) {
         const float* inputs = scratch;

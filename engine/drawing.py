@@ -90,7 +90,8 @@ class Drawing:
             record.require_same(folder, self.settings)
             self.output.begin(resume=True)
         else:
-            record.require_job(folder)
+            if not self.output.begun():
+                record.require_job(folder)
             settings = record.encode(self.settings)  # before anything of an earlier job is removed
             self.output.begin(resume=False)  # first: no settings may stand beside what other ones left
             write_bytes(folder / record.SETTINGS, settings)
@@ -156,8 +157,9 @@ def draw_to(
     removed first. team: None for this process alone, `dealing.Ranks.of_torchrun()` for a rank of torchrun, all of which
     write to one folder. The images are the same bits however the job was divided (docs/large-jobs.md).
 
-    Raises ValueError for a bad argument, for settings other than those of the job to be resumed, and while another
-    process draws a job of its own into the folder, before any work;
+    Raises ValueError for a bad argument, for settings other than those of the job to be resumed, for a folder with a
+    settings.json that no job has written, and while another process draws a job of its own into the folder, before any
+    work;
     OSError naming the file that could not be written: what was written stays, and can be resumed.
     """
     return Drawing(engine, folder, **job).run(resume=resume, team=team, progress=progress)

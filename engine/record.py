@@ -69,7 +69,7 @@ def require_job(folder: Path) -> None:
     except ValueError:
         ours = False
     if not ours:
-        raise ValueError(f"folder is {folder}, whose {SETTINGS} no job has written; allowed: another")
+        raise ValueError(f"folder is {folder}, whose {SETTINGS} no job has written; allowed: another, or without it")
 
 
 def weights(network: nn.Module) -> str:

@@ -58,7 +58,7 @@ def take_guidance(options: dict[str, Any], denoiser: Denoiser, count: int, devic
         return AutoGuidance(guide=checkpoints.load(guide), **shared)
     if classifier is not None:
         return ClassifierGuidance(gradient=gradient_of(_classifier(classifier, denoiser, device)), **shared)
-    if negative is None and getattr(denoiser.model, "label_dropout", None) == 0:
+    if negative is None and denoiser.label_dim and getattr(denoiser.model, "label_dropout", None) == 0:
         click.echo(
             "--guidance: the network was trained without label dropout; it never saw images of no class", err=True
         )

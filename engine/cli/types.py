@@ -78,8 +78,8 @@ class OutFile(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(str(super().convert(value, param, ctx)))
-        parent = next(p for p in path.absolute().parents if p.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        parent = next(p for p in path.absolute().parents if os.path.exists(p))
+        if not path.name or not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
             self.fail(
                 f"{str(path)!r}; allowed: a file in a folder that can be written, which {parent} is not", param, ctx
             )

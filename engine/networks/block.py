@@ -146,19 +146,18 @@ class Share(nn.Module):
         return shares[self.index]
 
 
-class Gathered(nn.Module):
+class Gathered(Linear):
     """The affine layers of all blocks in one product: emb [B, emb_channels] -> each block's columns of the result."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.widths = [len(weight) for weight in weights]
+        widths = [len(weight) for weight in weights]
         with torch.device("meta"):  # draws nothing from the process's random numbers
-            self.layer = Linear(weights[0].shape[1], sum(self.widths))
-        self.layer.weight, self.layer.bias = (nn.Parameter(torch.cat([*t]).detach()) for t in (weights, biases))
+            super().__init__(weights[0].shape[1], sum(widths))
+        self.widths = widths
+        self.weight, self.bias = (nn.Parameter(torch.cat([*t]).detach()) for t in (weights, biases))
 
-    def forward(self, emb: Tensor) -> Sequence[Tensor]:
-        shares: Sequence[Tensor] = self.layer(emb).split(self.widths, dim=1)
-        return shares
+    def forward(self, emb: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
+        return super().forward(emb).split(self.widths, dim=1)
 
 
 def gather_affines(network: nn.Module) -> Gathered:

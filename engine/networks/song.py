@@ -148,8 +148,8 @@ class SongUNet(nn.Module):
         return next(p.dtype for name, p in self.enc.named_parameters() if name.endswith("_conv.weight"))
 
     def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Embedding:
-        """What conditions the blocks, in the linear layers' dtype (float32): [B, emb_channels], or all their affine
-        layers' results side by side once these are gathered."""
+        """What conditions the blocks, in the linear layers' dtype (float32): [B, emb_channels], or each block's affine
+        layer's result, [B, its outputs], once these are gathered."""
         emb = self.map_noise(noise_labels).to(self.map_layer0.weight.dtype)
         if self.map_label is not None:
             if class_labels is None:

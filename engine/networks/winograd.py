@@ -58,7 +58,7 @@ def onednn_knows(dtype: torch.dtype) -> bool:
 
 @cache
 def has_amx() -> bool:
-    """Whether products of bfloat16 are so fast that oneDNN's, and torch's, are left to them."""
+    """Whether AMX makes oneDNN's and torch's products of bfloat16 faster than ours."""
     return bool(torch.cpu._is_amx_tile_supported())
 
 

@@ -62,6 +62,10 @@ class Output(ABC):
         for folder in self._folders():
             remove_temporaries(folder)
 
+    def begun(self) -> bool:
+        """Whether a job has written into the folder."""
+        return (self.folder / SUMS).exists() or (self.folder / PARTS).exists()
+
     @abstractmethod
     def complete(self, batch: int) -> bool:
         """Whether a batch is there, every byte of it checked."""

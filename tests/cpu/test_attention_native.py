@@ -77,6 +77,20 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads_nor_on_width(dtype, mon
         assert torch.equal(native_ops.attention(*qkv), together)
 
 
+@pytest.mark.parametrize("length", [257, 700])
+def test_bits_of_one_head_do_not_depend_on_how_its_queries_are_shared_out(isa, length):
+    """Between threads, within blocks of queries that end elsewhere."""
+    qkv = case((1, 1, length, 64), torch.float32)
+    before, made = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            made.append(native_ops.attention(*qkv))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(each, made[0]) for each in made)
+
+
 def test_not_finite_is_not_finite(isa):
     """In the queries that see it, and in no other sample or head."""
     for bad in (torch.nan, torch.inf):
@@ -102,18 +116,26 @@ def test_what_it_does_not_know_torch_computes(monkeypatch):
     monkeypatch.setattr(_native, "attention_cpu", None)
     q, k, v = case((2, 2, 16, 8), torch.float32)
     spread = [t.transpose(2, 3).contiguous().transpose(2, 3) for t in (q, k, v)]
-    others = ([t.double() for t in (q, k, v)], spread, [q, k.contiguous(), v], [t[:, :, :0] for t in (q, k, v)])
+    fewer = [q, k[:, :, :7], v[:, :, :7]]
+    others = (
+        [t.double() for t in (q, k, v)],
+        spread,
+        [q, k.contiguous(), v],
+        [t[:, :, :0] for t in (q, k, v)],
+        fewer,
+        long,
+    )
     for other in (*others, [q.clone().requires_grad_(), k, v]):
         assert torch.equal(native_ops.attention(*other), ops.attention(*other))
+    with monkeypatch.context() as patch:
+        patch.setattr(native_ops, "_KEYS", 16 * 8 - 1)
+        assert torch.equal(native_ops.attention(q, k, v), ops.attention(q, k, v))
     monkeypatch.setattr(winograd, "has_amx", lambda: True)
     halves = [t.bfloat16() for t in (q, k, v)]
     assert torch.equal(native_ops.attention(*halves), ops.attention(*halves))
 
 
 def test_errors():
-    q, k, v = case((2, 2, 16, 8), torch.float32)
-    with pytest.raises(ValueError, match=r"q, k and v are .*; allowed: one shape"):
-        native_ops.attention(q, k[:, :, :8], v)
     dtype = _native.Dtype.float32
     for shape, message in (((1, 1, 1, 0), "channels must be positive"), ((1, 1, 1, 1), "must be there")):
         with pytest.raises(ValueError, match=f"attention: .*{message}"):

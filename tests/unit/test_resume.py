@@ -346,9 +346,19 @@ def test_anew_leaves_nothing_of_an_interrupted_job(monkeypatch, tmp_path):
 @pytest.mark.parametrize("text", ['{"editor.tabSize": 4}', "[]", "// mine", ""])
 def test_settings_of_somebody_else_stay(tmp_path, text):
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(ValueError, match=r"folder is .*, whose settings.json no job has written; allowed: another"):
+    with pytest.raises(
+        ValueError, match=r"folder is .*, whose settings.json no job has written; allowed: another, or without it"
+    ):
         draw(tmp_path)
     assert tree(tmp_path) == {"settings.json": text.encode()}
+
+
+def test_settings_that_were_torn_are_a_jobs_all_the_same(tmp_path):
+    draw(tmp_path)
+    whole = tree(tmp_path)
+    (tmp_path / "settings.json").write_bytes(b"")
+    draw(tmp_path)
+    assert tree(tmp_path) == whole
 
 
 def test_anew_removes_only_what_the_earlier_job_wrote(tmp_path):
