@@ -200,8 +200,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None
 def attention(q: Tensor, k: Tensor, v: Tensor, make: Empty = empty) -> Tensor:
     """`ops.attention`; what it does not know torch computes, and bfloat16 where there is AMX.
 
-    On an AMD with AVX-512 in half of torch's time, in float16 a quarter; with AVX2 alone in about torch's. A sample's bits
-    depend neither on the other samples nor on the number of threads.
+    On an AMD with AVX-512 in half of torch's time, in float16 a quarter; with AVX2 alone in about torch's. A sample's
+    bits depend neither on the other samples nor on the number of threads.
     """
     if not _attends(q, k, v):
         return ops.attention(q, k, v)

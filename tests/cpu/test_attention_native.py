@@ -123,7 +123,6 @@ def test_what_it_does_not_know_torch_computes(monkeypatch):
         [q, k.contiguous(), v],
         [t[:, :, :0] for t in (q, k, v)],
         fewer,
-        long,
     )
     for other in (*others, [q.clone().requires_grad_(), k, v]):
         assert torch.equal(native_ops.attention(*other), ops.attention(*other))
