@@ -130,6 +130,7 @@ def main() -> None:
         "Milliseconds an image and evaluation, medians of 15 interleaved rounds. TFLOP/s: of the whole evaluation. MB: "
         "the most activations alive at once, an image. outside: the share of Engine.sample's time at NFE 35 that is "
         f"not the network's. {GPU_NOTE if device.type == 'cuda' else ''}"
+        f"{'As if the processor had AVX2 alone (bench/narrower.py).' if options.avx2 else ''}"
     ).strip()
     rows: list[dict[str, Any]] = []
     others = [] if "fashion-mnist" in options.network else options.network  # files of their own
