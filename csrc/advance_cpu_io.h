@@ -12,8 +12,6 @@
 #include <immintrin.h>
 #endif
 
-#define EDM_JOIN_(a, b) a##b
-#define EDM_JOIN(a, b) EDM_JOIN_(a, b)
 
 namespace edm {
 namespace {

@@ -4,9 +4,6 @@
 #include "products.h"
 #include "silu.h"
 
-#define EDM_JOIN_(a, b) a##b
-#define EDM_JOIN(a, b) EDM_JOIN_(a, b)
-
 namespace edm {
 namespace {
 
@@ -15,7 +12,7 @@ std::int64_t panels_of(std::int64_t count) { return (count + kPanel - 1) / kPane
 // A vector of a row's elements from c on, zeros behind its end.
 template <class S>
 Lanes part_of(const S* row, std::int64_t c, std::int64_t count) {
-    return c + kLanes <= count ? lanes(row + c) : c < count ? lanes(row + c, count - c) : Lanes{};
+    return c < count ? lanes(row + c, count - c) : Lanes{};
 }
 
 // The elements that `from` names, of a and behind it b.
@@ -91,7 +88,8 @@ void lay_out_queries(const AttentionCall& call, const S* q, std::int64_t rows, f
 inline Lanes larger(const Lanes& a, const Lanes& b) { return a > b ? a : a != a ? a : b; }
 
 // One query's scores, [panels][kPanel] with `step` between panels, to e^(scale (score - the largest)) as rows of runs; returns
-// what makes their sum 1. Scaled last, a score is rounded once less. Of a key that is not there e^-87 is left, which changes no sum, for a value of zeros.
+// what makes their sum 1. Scaled last, a score is rounded once less. Of a key that is not there e^-87 is left, which changes
+// no sum, for a value of zeros.
 float soften(float* scores, std::int64_t step, std::int64_t length, float scale, std::int64_t rows, float* to) {
     constexpr int vectors = kPanel / kLanes;    // as many sums whatever the registers' width
     const std::int64_t panels = panels_of(length);
@@ -151,9 +149,7 @@ void attend(const AttentionCall& call, std::int64_t sample, std::int64_t head, s
             for (std::int64_t row = 0; row < rows; ++row) {
                 S* to = out + (query + row) * call.out_row_stride + p * kPanel;
                 for (std::int64_t c = 0; c < kPanel && p * kPanel + c < C; c += kLanes) {
-                    const Lanes made = lanes(products + row * kPanel + c) * factors[row];
-                    const std::int64_t left = C - p * kPanel - c;
-                    left >= kLanes ? put(to + c, made) : put(to + c, made, left);
+                    put(to + c, lanes(products + row * kPanel + c) * factors[row], C - p * kPanel - c);
                 }
             }
         }

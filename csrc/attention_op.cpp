@@ -15,15 +15,6 @@ constexpr std::int64_t kProductsPerThread = 2000000;
 constexpr std::int64_t kScores = 256 * 1024 / 4;    // of a block of queries: in the second cache, with keys and values
 constexpr std::int64_t kLeastRows = 12, kMostRows = 96;
 
-AttentionLoop find_loop(const std::string& isa) {
-    const std::string name = choose_isa(isa);
-#ifdef EDM_X86_64
-    if (name == "avx512") return attention_avx512;
-    if (name == "avx2") return attention_avx2;
-#endif
-    return attention_generic;
-}
-
 void require(bool fine, const std::string& message) {
     if (!fine) {
         throw std::invalid_argument("attention: " + message);
@@ -52,7 +43,7 @@ AttentionScratch attention_scratch(const AttentionCall& call) {
 }
 
 void attention_cpu(const AttentionCall& call, std::int64_t threads, const std::string& isa) {
-    const AttentionLoop loop = find_loop(isa);
+    const AttentionLoop loop = EDM_LOOP(attention_, isa);
     require(threads >= 1 && threads <= 1024, "threads must be in [1, 1024], got " + std::to_string(threads));
     require(call.samples >= 0 && call.heads >= 0 && call.length >= 0, "sizes must not be negative");
     require(call.dtype != kFloat64, "q must be float32, float16 or bfloat16");

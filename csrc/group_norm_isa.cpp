@@ -4,9 +4,6 @@
 #include "lanes.h"
 #include "silu.h"
 
-#define EDM_JOIN_(a, b) a##b
-#define EDM_JOIN(a, b) EDM_JOIN_(a, b)
-
 namespace edm {
 namespace {
 
@@ -18,24 +15,23 @@ constexpr int kTile = 512;               // elements written in one loop: severa
 std::int64_t chunks_of(const GroupNormCall& call) { return (call.pixels() + kChunk - 1) / kChunk; }
 
 // total and squares of neighbouring channels over `count` lines that are `stride` elements apart: `width` vectors of them,
-// or, with 0, what is left.
+// a single one of which may be what is left.
 template <int width, class S>
 void sum_lines(const S* x, std::int64_t stride, std::int64_t count, std::int64_t left, const float* add, float* total,
                float* squares) {
-    constexpr int vectors = width == 0 ? 1 : width;
-    const auto read = [&](const auto* p) { return width == 0 ? lanes(p, left) : lanes(p); };
-    const auto write = [&](float* p, const Lanes& v) { width == 0 ? put(p, v, left) : put(p, v); };
-    Lanes plus[vectors] = {}, a[vectors] = {}, q[vectors] = {};
-    for (int i = 0; add != nullptr && i < vectors; ++i) plus[i] = read(add + i * kLanes);
+    const auto read = [&](const auto* p) { return width == 1 ? lanes(p, left) : lanes(p); };
+    const auto write = [&](float* p, const Lanes& v) { width == 1 ? put(p, v, left) : put(p, v); };
+    Lanes plus[width] = {}, a[width] = {}, q[width] = {};
+    for (int i = 0; add != nullptr && i < width; ++i) plus[i] = read(add + i * kLanes);
     for (std::int64_t p = 0; p < count; ++p) {
 #pragma GCC unroll 4                     // or the sums live in memory
-        for (int i = 0; i < vectors; ++i) {
+        for (int i = 0; i < width; ++i) {
             const Lanes value = read(x + p * stride + i * kLanes) + plus[i];
             a[i] += value;
             q[i] += value * value;
         }
     }
-    for (int i = 0; i < vectors; ++i) write(total + i * kLanes, a[i]), write(squares + i * kLanes, q[i]);
+    for (int i = 0; i < width; ++i) write(total + i * kLanes, a[i]), write(squares + i * kLanes, q[i]);
 }
 
 // One of the tensors that lie side by side: its pixels, its channels, and the place of the first among all.
@@ -72,10 +68,9 @@ void sum_chunk(const GroupNormCall& call, std::int64_t b, std::int64_t chunk, fl
             const std::int64_t left = part.channels - c, at = part.first + c;
             float *total = to + at, *squares = total + call.channels;
             const float* add = call.add == 0 ? nullptr : pointer<float>(call.add, b * call.add_stride + at);
-            const int width = left >= kWidth * kLanes ? kWidth : left >= kLanes ? 1 : 0;
-            const auto sum = width == kWidth ? sum_lines<kWidth, S> : width == 1 ? sum_lines<1, S> : sum_lines<0, S>;
-            sum(x + c, part.channels, count, left, add, total, squares);
-            c += (width == 0 ? 1 : width) * kLanes;
+            const int width = left >= kWidth * kLanes ? kWidth : 1;
+            (width == 1 ? sum_lines<1, S> : sum_lines<kWidth, S>)(x + c, part.channels, count, left, add, total, squares);
+            c += width * kLanes;
         }
     }
 }
@@ -125,7 +120,6 @@ void map_line(const S* from, std::int64_t n, T* to, Function function) {
 template <class S, class T>
 void apply_line(const S* from, const float* scale, const float* shift, std::int64_t n, bool silu, T* to) {
     const auto line = [=](const Lanes& v, std::int64_t i, std::int64_t count) {
-        if (count == kLanes) return v * lanes(scale + i) + lanes(shift + i);
         return v * lanes(scale + i, count) + lanes(shift + i, count);
     };
     if (silu) {

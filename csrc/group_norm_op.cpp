@@ -12,15 +12,6 @@ namespace {
 // Elements a thread must have to be worth waking: some 10 us of work.
 constexpr std::int64_t kElementsPerThread = 32768;
 
-GroupNormLoops find_loops(const std::string& isa) {
-    const std::string name = choose_isa(isa);
-#ifdef EDM_X86_64
-    if (name == "avx512") return group_norm_loops_avx512();
-    if (name == "avx2") return group_norm_loops_avx2();
-#endif
-    return group_norm_loops_generic();
-}
-
 using Floats = std::unique_ptr<float[]>;
 
 Floats floats(std::int64_t count) { return Floats(new float[static_cast<std::size_t>(count)]); }
@@ -49,7 +40,7 @@ void check(const GroupNormCall& call, std::int64_t threads) {
 }  // namespace
 
 void group_norm_cpu(const GroupNormCall& call, std::int64_t threads, const std::string& isa) {
-    const GroupNormLoops loops = find_loops(isa);
+    const GroupNormLoops loops = EDM_LOOP(group_norm_loops_, isa)();
     if (call.samples == 0 || call.pixels() == 0 || call.channels == 0) {
         return;
     }

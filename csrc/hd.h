@@ -34,6 +34,10 @@
 #define EDM_SAME_INDEX _Pragma("GCC ivdep")
 #endif
 
+// A name made of two, whatever macros these are: of what is compiled once per instruction set, with EDM_ISA.
+#define EDM_JOIN_(a, b) a##b
+#define EDM_JOIN(a, b) EDM_JOIN_(a, b)
+
 namespace edm {
 
 EDM_HD std::int32_t bits_of(float x) {

@@ -76,15 +76,17 @@ inline void put(Float16* p, const Lanes& v) {
 #endif
 }
 
-// The first count elements, and zeros behind them; only these are touched.
+// The first count elements, if they are fewer than a vector's, and zeros behind them; only these are touched.
 template <class S>
 Lanes lanes(const S* p, std::int64_t count) {
+    if (count >= kLanes) return lanes(p);
     S all[kLanes] = {};
     for (std::int64_t i = 0; i < count; ++i) all[i] = p[i];
     return lanes(all);
 }
 template <class S>
 void put(S* p, const Lanes& v, std::int64_t count) {
+    if (count >= kLanes) return put(p, v);
     S all[kLanes];
     put(all, v);
     for (std::int64_t i = 0; i < count; ++i) p[i] = all[i];

@@ -3,9 +3,6 @@
 #include "linear_op.h"
 #include "silu.h"
 
-#define EDM_JOIN_(a, b) a##b
-#define EDM_JOIN(a, b) EDM_JOIN_(a, b)
-
 namespace edm {
 namespace {
 

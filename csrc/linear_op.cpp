@@ -11,15 +11,6 @@ namespace {
 // Products a thread must have to be worth waking: some 10 us of work.
 constexpr std::int64_t kProductsPerThread = 200000;
 
-LinearLoop find_loop(const std::string& isa) {
-    const std::string name = choose_isa(isa);
-#ifdef EDM_X86_64
-    if (name == "avx512") return linear_avx512;
-    if (name == "avx2") return linear_avx2;
-#endif
-    return linear_generic;
-}
-
 void require(bool fine, const std::string& message) {
     if (!fine) {
         throw std::invalid_argument("linear: " + message);
@@ -29,7 +20,7 @@ void require(bool fine, const std::string& message) {
 }  // namespace
 
 void linear_cpu(const LinearCall& call, std::int64_t threads, const std::string& isa) {
-    const LinearLoop loop = find_loop(isa);
+    const LinearLoop loop = EDM_LOOP(linear_, isa);
     require(threads >= 1 && threads <= 1024, "threads must be in [1, 1024], got " + std::to_string(threads));
     require(call.rows >= 0 && call.inputs >= 0 && call.outputs >= 0, "sizes must not be negative");
     if (call.rows == 0 || call.outputs == 0) {

@@ -4,9 +4,6 @@
 #include "normal.h"
 #include "normal_op.h"
 
-#define EDM_JOIN_(a, b) a##b
-#define EDM_JOIN(a, b) EDM_JOIN_(a, b)
-
 namespace edm {
 namespace {
 

@@ -22,6 +22,17 @@ std::vector<std::string> normal_isas();
 // The instruction set to use for `isa`: "auto", the fastest, or one of normal_isas(). Throws std::invalid_argument.
 std::string choose_isa(const std::string& isa);
 
+// EDM_LOOP(winograd_, isa): the one of winograd_generic, _avx2 and _avx512 that `isa` asks for.
+#ifdef EDM_X86_64
+#define EDM_LOOP(name, isa) edm::chosen(edm::choose_isa(isa), name##generic, name##avx2, name##avx512)
+#else
+#define EDM_LOOP(name, isa) edm::chosen(edm::choose_isa(isa), name##generic, name##generic, name##generic)
+#endif
+template <class Loop>
+Loop chosen(const std::string& isa, Loop generic, Loop avx2, Loop avx512) {
+    return isa == "avx512" ? avx512 : isa == "avx2" ? avx2 : generic;
+}
+
 // Throws std::invalid_argument unless these are sizes and, where there is work, addresses `normal` can use.
 void check_normal(std::uintptr_t seeds, std::uintptr_t draws, std::uintptr_t out, std::int64_t samples,
                   std::int64_t elements);

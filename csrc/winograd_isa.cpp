@@ -3,9 +3,6 @@
 #include "products.h"
 #include "winograd_op.h"
 
-#define EDM_JOIN_(a, b) a##b
-#define EDM_JOIN(a, b) EDM_JOIN_(a, b)
-
 namespace edm {
 namespace {
 
@@ -154,12 +151,7 @@ template <class S>
 void finish_pixel(const float* y, const float* bias, const S* add, std::int64_t count, S* out) {
     for (std::int64_t c = 0; c < count; c += kLanes) {
         const Lanes sum = lanes(y + c) + lanes(bias + c);
-        const std::int64_t left = count - c;
-        if (left >= kLanes) {
-            put(out + c, add == nullptr ? sum : sum + lanes(add + c));
-        } else {
-            put(out + c, add == nullptr ? sum : sum + lanes(add + c, left), left);
-        }
+        put(out + c, add == nullptr ? sum : sum + lanes(add + c, count - c), count - c);
     }
 }
 

@@ -17,15 +17,6 @@ constexpr std::int64_t kLeastTiles = 12, kMostProducts = 288 * 1024 / 4;
 // Products a thread must have to be worth waking: some 20 us of work.
 constexpr std::int64_t kProductsPerThread = 2000000;
 
-WinogradLoop find_loop(const std::string& isa) {
-    const std::string name = choose_isa(isa);
-#ifdef EDM_X86_64
-    if (name == "avx512") return winograd_avx512;
-    if (name == "avx2") return winograd_avx2;
-#endif
-    return winograd_generic;
-}
-
 void require(bool fine, const std::string& message) {
     if (!fine) {
         throw std::invalid_argument("winograd: " + message);
@@ -48,7 +39,7 @@ WinogradScratch winograd_scratch(const WinogradCall& call, std::int64_t tiles) {
 
 void winograd_cpu(const WinogradCall& asked, std::int64_t threads, const std::string& isa) {
     WinogradCall call = asked;
-    const WinogradLoop loop = find_loop(isa);
+    const WinogradLoop loop = EDM_LOOP(winograd_, isa);
     require(threads >= 1 && threads <= 1024, "threads must be in [1, 1024], got " + std::to_string(threads));
     require(call.m == 1 || call.m == 2 || call.m == 4, "m must be 1, 2 or 4, got " + std::to_string(call.m));
     require(call.samples >= 0 && call.height >= 0 && call.width >= 0, "sizes must not be negative");

@@ -1,7 +1,9 @@
 """Small denoisers the tests share."""
 
 import gc
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +50,13 @@ def small_unet(label_dim: int = 0, seed: int = 0) -> Denoiser:
     for p in network.parameters():
         nn.init.normal_(p, std=0.05)
     return Denoiser(network, EDM()).eval()
+
+
+def choose_isa(monkeypatch: Any, name: str, isa: str) -> None:
+    """Calls of the extension's function, which leave it open, use this instruction set."""
+    from engine import _native
+
+    monkeypatch.setattr(_native, name, partial(getattr(_native, name), isa=isa))
 
 
 def tree(folder: Path) -> dict[str, bytes]:

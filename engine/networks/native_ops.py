@@ -225,7 +225,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, make: Empty = empty) -> Tensor:
 def _attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
     if q.dim() != 4 or q.dtype not in DTYPES or q.device.type != "cpu" or q.stride(3) != 1:
         return False
-    if not 0 < q.shape[2] * q.shape[3] <= _KEYS or not q.numel() or (q.dtype == torch.bfloat16 and winograd.has_amx()):
+    if not q.numel() or q.shape[2] * q.shape[3] > _KEYS or (q.dtype == torch.bfloat16 and winograd.has_amx()):
         return False
     alike = all(t.shape == q.shape and t.dtype == q.dtype and t.stride() == q.stride() for t in (k, v))
     return alike and not (torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)))

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+import engine
 from engine import _native
 from engine.networks import native_ops, ops, winograd
-from tests.helpers import small_unet
+from tests.helpers import choose_isa, small_unet
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [  # batch, heads, length, channels
@@ -37,8 +38,7 @@ def check_against_torch(qkv, got):
 
 @pytest.fixture(params=_native.normal_isas())
 def isa(request, monkeypatch):
-    plain = _native.attention_cpu
-    monkeypatch.setattr(_native, "attention_cpu", lambda *a: plain(*a, isa=request.param))
+    choose_isa(monkeypatch, "attention_cpu", request.param)
     monkeypatch.setattr(winograd, "has_amx", lambda: False)
     return request.param
 
@@ -72,8 +72,7 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads_nor_on_width(dtype, mon
     finally:
         torch.set_num_threads(before)
     if {"avx2", "avx512"} <= set(_native.normal_isas()):
-        plain = _native.attention_cpu
-        monkeypatch.setattr(_native, "attention_cpu", lambda *a: plain(*a, isa="avx2"))
+        choose_isa(monkeypatch, "attention_cpu", "avx2")
         assert torch.equal(native_ops.attention(*qkv), together)
 
 
@@ -146,8 +145,6 @@ def test_errors():
 
 
 def test_prepared_networks_use_it(monkeypatch):
-    import engine
-
     calls = []
     plain = _native.attention_cpu
     monkeypatch.setattr(_native, "attention_cpu", lambda *a: calls.append(a[5]) or plain(*a))
