@@ -12,11 +12,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-# A churned plan with and without guidance, and whatever is not the same again for another plan, dtype or network.
+# A churned plan with guidance, and whatever is not the same again for another plan, dtype or network.
 _QUICK = [
-    "replay and churned and (none or rescaled)",
+    "replay and churned and rescaled",
     "shipped_network and dtype0",
-    "not (replay or backends_and or shipped or growth)",
+    "not (replay or backends_and or shipped or growth or threads and auto)",
 ]
 
 pytestmark = [

@@ -1,5 +1,6 @@
 """`python -m pytest -p tests.pretend.plugin tests/gpu`: the tests of a CUDA device on the pretended one."""
 
+import gc
 import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
@@ -11,6 +12,7 @@ from tests.pretend.clocks import Device
 
 torch_cuda.install()
 launches.install()
+gc.freeze()  # what is imported stays; every capture collects garbage, and looked through it all
 
 _CANNOT = {
     "test_compute_sanitizer": "there is nothing to sanitize",

@@ -33,8 +33,7 @@ backends = pytest.mark.parametrize("backend", FAST, ids=lambda b: b.name)
 @pytest.mark.parametrize("noise", ["philox", "float32", "float64"])
 def test_all_ops_in_one_batch(backend, state_dtype, net_dtype, layout, noise):
     for seed, churn in itertools.product(range(2), [True, False]):
-        ops = tuple(Op) * 2
-        check(backend, Case(ops, (3, 6, 6), state_dtype, net_dtype, layout, churn, noise, seed=seed))
+        check(backend, Case(tuple(Op), (3, 6, 6), state_dtype, net_dtype, layout, churn, noise, seed=seed))
 
 
 @backends
@@ -45,8 +44,9 @@ def test_all_ops_in_one_batch(backend, state_dtype, net_dtype, layout, noise):
     ids=str,
 )
 def test_each_op_on_ragged_shapes(backend, op, shape):
+    samples = 3 if math.prod(shape) < 500 else 1  # Triton's interpreter takes seconds for thousands of elements
     for layout, dtype in itertools.product(LAYOUTS, DTYPES):
-        check(backend, Case((op,) * 3, shape, net_dtype=dtype, layout=layout, seed=1))
+        check(backend, Case((op,) * samples, shape, net_dtype=dtype, layout=layout, seed=1))
 
 
 @backends

@@ -3,6 +3,8 @@
 import re
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,33 +25,25 @@ def options():
     return [*flags, "-Werror=all-warnings"]
 
 
-def compile_to(folder, source, architecture):
-    """(PTX, what ptxas reports) of a source file."""
-    target = folder / f"{source}.{architecture}"
-    command = [
-        NVCC,
-        *options(),
-        f"-arch=sm_{architecture}",
-        "-Xptxas",
-        "-v",
-        "--keep",
-        f"--keep-dir={folder}",
-        "-cubin",
-    ]
-    run = subprocess.run([*command, "-o", target, ROOT / "csrc" / source], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    ptx = folder / source.replace(".cu", ".ptx")
-    return ptx.read_text(), run.stderr
+@cache
+def compiled(source, architecture):
+    """(PTX, what ptxas reports) of a source file; once, for it takes up to twenty seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [NVCC, *options(), f"-arch=sm_{architecture}", "-Xptxas", "-v", "--keep", f"--keep-dir={folder}"]
+        command += ["-cubin", "-o", f"{folder}/cubin", ROOT / "csrc" / source]
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        return (Path(folder) / source.replace(".cu", ".ptx")).read_text(), run.stderr
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda a: f"sm_{a}")
-def advance(request, tmp_path_factory):
-    return compile_to(tmp_path_factory.mktemp("advance"), "advance_cuda.cu", request.param)
+def advance(request):
+    return compiled("advance_cuda.cu", request.param)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda a: f"sm_{a}")
-def normal(request, tmp_path_factory):
-    return compile_to(tmp_path_factory.mktemp("normal"), "normal_cuda.cu", request.param)
+def normal(request):
+    return compiled("normal_cuda.cu", request.param)
 
 
 def instructions(ptx):
@@ -95,13 +89,15 @@ def test_normal_writes_16_bytes_at_a_time(normal):
     assert "st.global.wb.v4.f32" in instructions(normal[0])
 
 
-def test_no_local_memory(advance, normal):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", ["advance_cuda.cu", "normal_cuda.cu"])
+def test_no_local_memory(source, architecture):
     """A thread's elements stay in registers: neither spills nor arrays indexed at run time."""
-    for ptx, report in (advance, normal):
-        spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
-        assert spills
-        assert {number for kernel in spills for number in kernel} == {"0"}
-        assert not [i for i in instructions(ptx) if i.startswith(("ld.local", "st.local"))]
+    ptx, report = compiled(source, architecture)
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert spills
+    assert {number for kernel in spills for number in kernel} == {"0"}
+    assert not [i for i in instructions(ptx) if i.startswith(("ld.local", "st.local"))]
 
 
 def test_addresses_have_64_bits(advance):
