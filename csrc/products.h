@@ -24,7 +24,16 @@ void product(const float* a, const float* b, std::int64_t count, bool anew, floa
             const Lanes b0 = lanes(b + k * kPanel), b1 = lanes(b + k * kPanel + kLanes);
 #pragma GCC unroll 12                    // or the sums live in memory
             for (int r = 0; r < R; ++r) {
-                const float value = a[r * kRun + k];
+                const float& value = a[r * kRun + k];
+#ifdef __AVX512F__
+                // Read by the multiplications themselves: an instruction less, a load more. Loads allow it for a third of
+                // the rows: 8 to 10% where a core starts four instructions a cycle (Cascade Lake).
+                if (r % 3 == 2) {
+                    asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum[r][0]) : "v"(b0), "m"(value));
+                    asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum[r][1]) : "v"(b1), "m"(value));
+                    continue;
+                }
+#endif
                 sum[r][0] += value * b0;
                 sum[r][1] += value * b1;
             }

@@ -13,7 +13,7 @@ namespace {
 // Transformed inputs of a block of tiles: they are read in order, once for each panel, and so may lie in the third cache;
 // the more tiles, the less it costs to transform the weights for each block.
 constexpr std::int64_t kBlockFloats = 3072 * 1024 / 4;
-constexpr std::int64_t kLeastTiles = 12, kMostProducts = 288 * 1024 / 4;
+constexpr std::int64_t kLeastTiles = 12;
 // Products a thread must have to be worth waking: some 20 us of work.
 constexpr std::int64_t kProductsPerThread = 2000000;
 
@@ -31,8 +31,8 @@ WinogradScratch winograd_scratch(const WinogradCall& call, std::int64_t tiles) {
     const std::int64_t n = call.positions(), K = call.inputs;
     WinogradScratch made{};
     made.weights = n * divided_up(K, kRun) * (tiles * kRun + kGap);
-    made.products = made.weights + n * (kRun * kPanel + kGap);
-    made.zeros = made.products + n * (tiles * kPanel + kGap);
+    made.products = made.weights + n * kWeightsStep;
+    made.zeros = made.products + n * products_step(n);
     made.size = divided_up(made.zeros + K, 16) * 16;
     return made;
 }
@@ -56,7 +56,7 @@ void winograd_cpu(const WinogradCall& asked, std::int64_t threads, const std::st
     const std::int64_t useful = tiles * call.positions() * call.inputs * call.outputs / kProductsPerThread + 1;
     const std::int64_t workers = useful < threads ? useful : threads;
     const std::int64_t n = call.positions();
-    const std::int64_t fit = std::min(kBlockFloats / (n * call.inputs), kMostProducts / (n * kPanel));
+    const std::int64_t fit = std::min(kBlockFloats / (n * call.inputs), most_tiles(n));
     std::int64_t blocks = divided_up(tiles, std::max(fit, kLeastTiles));
     const std::int64_t splits = blocks >= workers ? 1 : std::min(call.panels(), divided_up(workers, blocks));
     if (splits == 1) blocks = std::min(tiles, divided_up(blocks, workers) * workers);
