@@ -19,6 +19,7 @@ from .networks.layers import GroupNorm
 from .outputs import SHARD, Images, Output, open_output
 from .outputs.base import Label
 from .plan import Plan, Sampler
+from .provenance import code
 from .writing import Writing
 
 # Batches drawn by a GPU that may wait to be written. A CPU gains nothing by drawing one while another is written, and a
@@ -200,6 +201,7 @@ def _numerics(engine: Engine) -> dict[str, Any]:
     """What an image's bits depend on beside what was asked for."""
     on_cpu = engine.device.type == "cpu"
     return {
+        "code": code(),
         # Torch's operations on a CPU may choose their summation order by both.
         "threads": torch.get_num_threads() if on_cpu else None,
         "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else None,

@@ -1,14 +1,20 @@
-"""Where a measurement comes from: device, versions, commit and date, without which a figure means nothing."""
+"""Where a measurement comes from: device, versions, commit and date, without which a figure means nothing. And which
+code draws."""
 
+import hashlib
 import platform
 import shutil
 import subprocess
 from datetime import date
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from . import kernels
+from .networks import native_ops
 
 _ROOT = Path(__file__).parents[1]
 # What computes; results that are being written do not make a commit another.
@@ -25,6 +31,21 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "commit": _commit(),
         "date": date.today().isoformat(),
     }
+
+
+@cache
+def code() -> str:
+    """A digest of the code that decides a network's bits: networks, what prepares them, kernels, the extension."""
+    package = Path(__file__).parent
+    files = [package / "prepare.py", *(package / "networks").glob("*.py"), *Path(kernels.__path__[0]).glob("*.py")]
+    state = hashlib.sha256()
+    for file in sorted(files, key=lambda file: (file.parent.name, file.name)):
+        state.update(file.read_bytes())
+    if native_ops.available():
+        from engine import _native
+
+        state.update(_native.sources.encode())
+    return state.hexdigest()[:12]
 
 
 def _commit() -> str:

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernels
 from ..checkpoints import shipped
 from ..denoiser import Denoiser
 from ..engine import Engine
 from ..files import atomic_path
 from ..images import to_uint8
-from ..networks import native_ops, winograd
+from ..networks import winograd
+from ..provenance import code
 from ..samplers import edm
 from .finding import Finding, name_of
 
@@ -96,21 +95,6 @@ def machine(device: torch.device) -> str:
     name += f" (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
     half = " bf16" if winograd.onednn_knows(torch.bfloat16) else ""
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}{half}, torch {torch.__version__}, code {code()}"
-
-
-@cache
-def code() -> str:
-    """A digest of the code that decides a network's bits: networks, what prepares them, kernels, the extension."""
-    package = Path(__file__).parent.parent
-    files = [package / "prepare.py", *(package / "networks").glob("*.py"), *Path(kernels.__path__[0]).glob("*.py")]
-    state = hashlib.sha256()
-    for file in sorted(files, key=lambda file: (file.parent.name, file.name)):
-        state.update(file.read_bytes())
-    if native_ops.available():
-        from engine import _native
-
-        state.update(_native.sources.encode())
-    return state.hexdigest()[:12]
 
 
 def _near(entry: dict[str, Any], images: Tensor, dtype: torch.dtype, device: torch.device) -> Finding:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import engine
-from engine import Sampler
+from engine import Sampler, drawing
 from engine.adapters import from_k_diffusion
 from engine.files import locked
 from engine.guidance import ClassifierFree, ClassifierGuidance
@@ -19,6 +19,7 @@ from engine.outputs import FORMATS, kinds
 from engine.outputs.archive import Archive
 from engine.outputs.base import PARTS, SUMS, WRITTEN, digest, read_sums, write_sums
 from engine.outputs.png_folder import PngFolder
+from engine.provenance import code
 from tests.helpers import tree
 from tests.unit.jobs import SEEDS, draw, make
 
@@ -264,6 +265,13 @@ def test_another_number_of_threads_is_another_job(monkeypatch, tmp_path):
     draw(tmp_path)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     with pytest.raises(ValueError, match="threads is 77"):
+        draw(tmp_path, resume=True)
+
+
+def test_other_code_is_another_job(monkeypatch, tmp_path):
+    draw(tmp_path)
+    monkeypatch.setattr(drawing, "code", lambda: "other")
+    with pytest.raises(ValueError, match=f'^code is "other"; allowed: "{code()}", as .*settings.json has it'):
         draw(tmp_path, resume=True)
 
 
