@@ -14,6 +14,7 @@ namespace {
 // the more tiles, the less it costs to transform the weights for each block.
 constexpr std::int64_t kBlockFloats = 3072 * 1024 / 4;
 constexpr std::int64_t kLeastTiles = 12;
+static_assert(kLeastTiles <= most_tiles(36), "a block's products must fit products_step");
 // Products a thread must have to be worth waking: some 20 us of work.
 constexpr std::int64_t kProductsPerThread = 2000000;
 

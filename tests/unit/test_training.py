@@ -243,13 +243,13 @@ def test_the_log_of_a_killed_run_has_no_line_twice(tmp_path):
 def test_dropped_labels_are_a_network_without_labels():
     """As often as asked for, and from (seed, step) alone; an engine's network, in eval mode, drops none."""
     seen = []
-    learner = trainer(network=NETWORK | {"label_dropout": 0.25}, images=1600)
+    learner = trainer(network=NETWORK | {"label_dropout": 0.25}, images=4000)
     learner.worker.model.map_label.register_forward_hook(lambda module, given, out: seen.append(given[0].detach()))
-    list(learner.run(800))
+    list(learner.run(2400))
     dropped = (torch.cat(seen) == 0).all(1)
-    assert len(dropped) == 800
-    assert abs(dropped.double().mean().item() - 0.25) < 5 * (0.25 * 0.75 / 800) ** 0.5
-    again = trainer(network=NETWORK | {"label_dropout": 0.25}, images=1600)
+    assert len(dropped) == 2400
+    assert abs(dropped.double().mean().item() - 0.25) < 5 * (0.25 * 0.75 / 2400) ** 0.5
+    again = trainer(network=NETWORK | {"label_dropout": 0.25}, images=4000)
     again.step = 7  # whatever was drawn before
     kept = seen[7]
     again.worker.model.map_label.register_forward_hook(lambda module, given, out: seen.append(given[0].detach()))
