@@ -217,15 +217,15 @@ def _numerics(engine: Engine) -> dict[str, Any]:
         "network_dtype": str(engine.denoiser.dtype),
         "state_dtype": str(engine.state_dtype),
         "network_device": "cpu" if on_cpu else torch.cuda.get_device_name(engine.device),
-        "plan": _sampler(engine),
+        "plan": engine.sampler if is_dataclass(engine.sampler) else type(engine.sampler).__qualname__,
+        "table": _table(engine),
         "guided": engine.guidance,
     }
 
 
-def _sampler(engine: Engine) -> Any:
-    """What was chosen; of a user's own class that is no dataclass the table that it makes, which alone tells it from
-    another in the next process."""
-    sampler = engine.sampler
-    if isinstance(sampler, Sampler) and not is_dataclass(sampler):
-        return {"table": f"sha256:{Plan(sampler, engine.denoiser.preconditioning).digest}"}
-    return sampler
+def _table(engine: Engine) -> str | None:
+    """Of the sampler as bound to the network: what tells a user's own from another of its name, and a later version's
+    rows from these. An adaptive one has none."""
+    if not isinstance(engine.sampler, Sampler):
+        return None
+    return f"sha256:{Plan(engine.sampler, engine.denoiser.preconditioning).digest}"

@@ -23,8 +23,9 @@ _CODE = ("engine", "kernels", "csrc", "CMakeLists.txt")
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """device, threads (torch's; they change a CPU's bits), torch, python, commit ("+changes" if code differs), date."""
+    cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if cuda else f"{processor()}, {_instructions()}",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -60,10 +61,20 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True).stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name, and which generation it is: virtual machines hide that behind a name such as "AMD EPYC"."""
+    facts = _facts()
+    name = facts.get("model name", platform.processor() or "unknown processor")
+    return f"{name} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
+
+
+def _instructions() -> str:
+    """The widest set that decides speed."""
+    flags = _facts().get("flags", "").split()
+    return next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if flag in flags), "no AVX2")
+
+
+def _facts() -> dict[str, str]:
+    """What Linux says of the first processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    fields = dict(part.split(":", 1) for part in reversed(lines) if ":" in part)
-    flags = {key.strip(): value for key, value in fields.items()}.get("flags", "").split()
-    widest = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in flags), "no AVX2")
-    name = {key.strip(): value.strip() for key, value in fields.items()}.get("model name", platform.processor())
-    return f"{name} ({widest})"
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}

@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -24,6 +24,9 @@ class Archive(Output):
         size = shard if kind.sharded else count
         self.files = {kind.file(i): range(i * size, min((i + 1) * size, count)) for i in range(-(-count // size))}
         self._standing: dict[str, bool] = {}
+
+    def names(self) -> Iterable[str]:
+        return self.files
 
     def complete(self, batch: int) -> bool:
         return self._intact(batch) or all(self._stands(name) for name in self._files_of(batch))

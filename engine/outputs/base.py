@@ -4,7 +4,7 @@ import hashlib
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,10 +53,13 @@ class Output(ABC):
     def begin(self, resume: bool) -> None:
         """By one process, before any other call: what an earlier job wrote is removed, unless this one goes on with it.
 
-        The lists go last: until then the earlier job can be resumed.
+        The lists go last: until then the earlier job can be resumed. Raises ValueError, before any of that, if a file
+        that no job has written, or that was changed since, stands where this one's go.
         """
         if not resume:
-            self._remove_written()
+            written = self._written()
+            self._require_free(written)
+            self._remove(written)
             self._remove_parts()
             (self.folder / SUMS).unlink(missing_ok=True)
         for folder in self._folders():
@@ -65,6 +68,10 @@ class Output(ABC):
     def begun(self) -> bool:
         """Whether a job has written into the folder."""
         return (self.folder / SUMS).exists() or (self.folder / PARTS).exists()
+
+    @abstractmethod
+    def names(self) -> Iterable[str]:
+        """What the job's files are called, inside the folder."""
 
     @abstractmethod
     def complete(self, batch: int) -> bool:
@@ -106,11 +113,20 @@ class Output(ABC):
         write_sums(self.folder / SUMS, sums)
         self._remove_parts()
 
-    def _remove_written(self) -> None:
+    def _written(self) -> set[Path]:
         """The files that an earlier job's lists name, if they are still what it wrote. A list may say anything."""
         named = ((self.folder / name, expected) for name, expected in self._listed() if WRITTEN.fullmatch(name))
-        # All are read before one is removed: an error loses nothing.
-        written = {path for path, expected in named if _lies_in(self.folder, path) and digest(path) == expected}
+        return {path for path, expected in named if _lies_in(self.folder, path) and digest(path) == expected}
+
+    def _require_free(self, written: set[Path]) -> None:
+        """Folders are listed rather than asked for each file, which for a million of them takes a network's while."""
+        others = {path for folder in self._folders() if folder.is_dir() for path in folder.iterdir()} - written
+        for name in self.names() if others else ():
+            if self.folder / name in others:
+                what = f"whose {name} is not what a job wrote; allowed: another, or without it"
+                raise ValueError(f"folder is {self.folder}, {what}")
+
+    def _remove(self, written: set[Path]) -> None:
         for path in written:
             path.unlink()
         self.removed = len(written)

@@ -1,6 +1,7 @@
 """A folder of PNG files named by seed."""
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +26,9 @@ class PngFolder(Output):
     def name(self, position: int) -> str:
         """The path of an image inside the folder."""
         return self.images.name(position, self.subdirs)
+
+    def names(self) -> Iterator[str]:
+        return map(self.name, range(len(self.images.numbers)))
 
     def complete(self, batch: int) -> bool:
         sums = self._batch_sums(batch)
@@ -51,4 +55,4 @@ class PngFolder(Output):
         return {name: self._sums[name] for name in names if name in self._sums}
 
     def _folders(self) -> set[Path]:
-        return super()._folders() | {(self.folder / self.name(p)).parent for p in range(len(self.images.numbers))}
+        return super()._folders() | {(self.folder / name).parent for name in self.names()}

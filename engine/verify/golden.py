@@ -18,7 +18,7 @@ from ..engine import Engine
 from ..files import atomic_path
 from ..images import to_uint8
 from ..networks import winograd
-from ..provenance import code
+from ..provenance import code, processor
 from ..samplers import edm
 from .finding import Finding, name_of
 
@@ -88,13 +88,8 @@ def machine(device: torch.device) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         kind = f"{torch.cuda.get_device_name(device)} sm_{major}{minor}, cudnn {torch.backends.cudnn.version()}"
         return f"{kind}, torch {torch.__version__}, code {code()}"
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    name = facts.get("model name", "unknown processor")
-    # Virtual machines hide which generation a name such as "AMD EPYC" is.
-    name += f" (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
     half = " bf16" if winograd.onednn_knows(torch.bfloat16) else ""
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{half}, torch {torch.__version__}, code {code()}"
+    return f"{processor()}, {torch.backends.cpu.get_cpu_capability()}{half}, torch {torch.__version__}, code {code()}"
 
 
 def _near(entry: dict[str, Any], images: Tensor, dtype: torch.dtype, device: torch.device) -> Finding:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from engine.outputs.archive import Archive
 from engine.outputs.base import PARTS, SUMS, WRITTEN, digest, read_sums, write_sums
 from engine.outputs.png_folder import PngFolder
 from engine.provenance import code
+from engine.samplers.edm import EDMSampler
 from tests.helpers import tree
 from tests.unit.jobs import SEEDS, draw, make
 
@@ -257,8 +259,22 @@ class Plain(Sampler):
 def test_a_sampler_that_is_no_dataclass_is_its_table(tmp_path):
     draw(tmp_path, make(sampler=Plain(2)))
     assert draw(tmp_path, make(sampler=Plain(2)), resume=True).drawn == 0
-    with pytest.raises(ValueError, match=r"plan is .*table"):
+    with pytest.raises(ValueError, match=r"table is .*sha256"):
         draw(tmp_path, make(sampler=Plain(3)), resume=True)
+
+
+def test_a_later_versions_rows_are_another_job(monkeypatch, tmp_path):
+    """The same sampler by name and fields, whose code has changed."""
+    draw(tmp_path)
+    rows_of = EDMSampler.rows
+
+    def other(self, preconditioning):
+        first, *rest = rows_of(self, preconditioning)
+        return [replace(first, begin_scale=0.5 * first.begin_scale), *rest]
+
+    monkeypatch.setattr(EDMSampler, "rows", other)
+    with pytest.raises(ValueError, match=r"^table is .*sha256"):
+        draw(tmp_path, resume=True)
 
 
 def test_another_number_of_threads_is_another_job(monkeypatch, tmp_path):
@@ -359,6 +375,23 @@ def test_settings_of_somebody_else_stay(tmp_path, text):
     ):
         draw(tmp_path)
     assert tree(tmp_path) == {"settings.json": text.encode()}
+
+
+@pytest.mark.parametrize("first", ["nobody", "a job"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_images_of_somebody_else_stay(tmp_path, format, first):
+    """Of a name that the job would write, whether nothing else is there or a job, whose file was worked on since."""
+    job = filed(format, 1)
+    if first == "a job":
+        draw(tmp_path, **job)
+    name = {"png": "000000/000995.png", "zip": "images.zip", "tar": "images-000000.tar", "npz": "images.npz"}[format]
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"mine")
+    before = tree(tmp_path)
+    said = f"folder is {tmp_path}, whose {name} is not what a job wrote; allowed: another, or without it"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        draw(tmp_path, **job)
+    assert tree(tmp_path) == before
 
 
 def test_settings_that_were_torn_are_a_jobs_all_the_same(tmp_path):
