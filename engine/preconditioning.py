@@ -1,4 +1,5 @@
-"""The four preconditionings of the EDM paper's Table 1, and Direct for a network that is already a denoiser.
+"""The four preconditionings of the EDM paper's Table 1, Discrete for networks of discrete time, and Direct for a
+network that is already a denoiser.
 
     D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma))          (equation 7)
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from .drawing import Drawing, Drawn
+from .files import locked
 
 
 def draw_on_ray(make: Callable[[], Drawing], *, resume: bool = False, workers: int | None = None) -> Drawn:
@@ -24,6 +25,11 @@ def draw_on_ray(make: Callable[[], Drawing], *, resume: bool = False, workers: i
     except ImportError:
         raise ImportError("ray is not installed; pip install 'edm-engine[ray]'") from None
     drawing = make()
+    with locked(drawing.output.folder):
+        return _draw(ray, drawing, make, resume, workers)
+
+
+def _draw(ray: Any, drawing: Drawing, make: Callable[[], Drawing], resume: bool, workers: int | None) -> Drawn:
     drawing.begin(resume)
     output, gpu = drawing.output, drawing.engine.device.type == "cuda"
     batches = ray.data.from_items([{"batch": b} for b in range(output.batches)], override_num_blocks=output.batches)

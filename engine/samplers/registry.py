@@ -45,9 +45,12 @@ def listed(
 ) -> Callable[[Make], Make]:
     """Puts a function that makes a sampler on the list under its own name.
 
-    Raises ValueError for a name that another module has listed: it would be gone for the whole process. The same module
-    may list it again, as a notebook's cell does that is run twice.
+    Raises ValueError for a property that is not of its type, and for a name that another module has listed: it would be
+    gone for the whole process. The same module may list it again, as a notebook's cell does that is run twice.
     """
+
+    for told, value in (("source", source), ("order", order), ("evaluations", evaluations), ("stochastic", stochastic)):
+        require(told, value, isinstance(value, str), "text, as `samplers.registry.Entry` says")
 
     def put(make: Make) -> Make:
         name = make.__name__

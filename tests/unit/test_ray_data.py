@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.files import locked
 from tests.helpers import tree
 
 pytestmark = pytest.mark.slow
@@ -39,6 +40,14 @@ def test_ray_draws_what_one_process_draws(tmp_path):
     assert "images-000002.tar was torn and is drawn anew" in done.stderr
     assert done.stdout.splitlines()[-1].startswith("2 images in ")
     assert tree(tmp_path / "ray") == tree(tmp_path / "one")
+
+
+def test_a_folder_that_another_process_draws_into_is_refused(tmp_path):
+    with locked(tmp_path / "out"):
+        done = sample(tmp_path, "--out", "out", "--ray")
+    assert done.returncode == 2
+    assert "into which another process is drawing" in done.stderr
+    assert tree(tmp_path) == {}
 
 
 def test_an_error_of_an_actor_is_one_line(tmp_path):

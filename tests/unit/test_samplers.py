@@ -358,6 +358,14 @@ def test_a_name_of_another_module_s_sampler_is_refused(monkeypatch):
     assert registry.REGISTRY["ddim"].make is samplers.ddim
 
 
+@pytest.mark.parametrize("told", [{"stochastic": True}, {"order": 2}, {"evaluations": 1}, {"source": None}])
+def test_what_is_told_of_a_sampler_is_text(told):
+    (name, value), *_ = told.items()
+    message = f"{name} is {value}; allowed: text, as `samplers.registry.Entry` says"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        samplers.table(**{"source": "a test"} | told)(lambda sigmas: iter(()))
+
+
 def test_a_module_may_be_run_again(monkeypatch):
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
 
