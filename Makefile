@@ -93,11 +93,11 @@ bench-gpu: gpu-build
 	        $(if $(RESULTS),--results "$(RESULTS)") "$$@" || failed="$$failed $$name"; \
 	    echo "bench.$$name: $$(($$(date +%s) - started)) s"; \
 	}; \
-	measure 320 bench_sample --network cifar10:512,1 imagenet64:64 cifar10:64 --no-compile --rounds 4 --seconds 4 \
+	measure 270 bench_sample --network cifar10:512,1 imagenet64:64 cifar10:64 --no-compile --rounds 4 --seconds 4 \
 	    --longest 10 --job 3072 --variant "engine, no graph" "eager float32" "eager bfloat16, channels_last" \
 	    k-diffusion diffusers; \
-	measure 40 profile_sample --network cifar10 --batch 512 --batches 3; \
-	measure 50 bench_unet --dtype bfloat16 --batch 1 64 512 --network cifar10 --seconds 0.5; \
+	measure 70 profile_sample --network cifar10 --batch 512 --batches 2; \
+	measure 80 bench_unet --dtype bfloat16 --batch 512 1 64 --network cifar10 --seconds 0.5; \
 	measure 40 bench_advance --size 1x3x32x32 512x3x32x32 --no-compile --seconds 0.2; \
 	test -z "$$failed" || { echo "bench-gpu: these failed:$$failed"; exit 1; }
 

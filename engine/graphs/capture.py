@@ -137,6 +137,8 @@ class CudaCapture:
         except RuntimeError as error:
             self._failed.append(graph)
             self._clean_up()
+            if "out of memory" in str(error):  # of CUDA itself, when what was captured becomes a graph
+                raise torch.OutOfMemoryError(str(error)) from error
             raise CaptureError(f"the loop could not be captured in a CUDA graph: {error}") from error
         finally:
             torch.cuda.set_stream(current)  # torch leaves the side stream current when a capture fails
@@ -145,9 +147,9 @@ class CudaCapture:
     def _clean_up(self) -> None:
         """What torch leaves behind when a capture fails: an allocator and a generator that take it for under way."""
         index, pool, self._pool = torch.cuda.current_device(), self._pool, None
-        for give_up in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-            with suppress(AttributeError, RuntimeError):  # of another version, or not begun
-                getattr(torch._C, give_up)(index, pool)
+        with suppress(AttributeError, RuntimeError):  # of another version; not begun, or ended by torch
+            torch._C._cuda_endAllocateToPool(index, pool)
+            torch._C._cuda_releasePool(index, pool)  # only then: else live graphs or the failed one hold it
         with suppress(RuntimeError):  # a capture that succeeds gives the default generator back
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, None, self._stream, capture_error_mode="thread_local"):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .ops import TORCH, Around, Ops, Packed, Resample, resample_by_two
+from .ops import TORCH, Around, Ops, Packed, Resample
 
 InitMode = Literal["xavier_uniform", "kaiming_uniform", "kaiming_normal"]
 
@@ -101,8 +101,8 @@ class Conv2d(nn.Module):
             return self.convolve(x)
         if self.fused_resample and self.down and self.weight is not None:
             wider = self.kernel // 2 + len(self.taps) // 2 - 1
-            return resample_by_two(self.convolve(x, padding=wider), resample, padding=0)
-        return self.convolve(resample_by_two(x, resample))
+            return self.ops.resample(self.convolve(x, padding=wider), resample, padding=0)
+        return self.convolve(self.ops.resample(x, resample))
 
     def convolve(self, x: Tensor, add: Tensor | None = None, padding: int | None = None) -> Tensor:
         """The convolution alone, plus ``add``, which has the output's shape; x itself if there is none."""

@@ -127,21 +127,34 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def resample_by_two(x: Tensor, how: Resample, *, padding: int | None = None) -> Tensor:
+def _halve(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    return F.conv2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
+
+
+def _double(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    return F.conv_transpose2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
+
+
+def resample_by_two(
+    x: Tensor,
+    how: Resample,
+    *,
+    padding: int | None = None,
+    halve: Callable[[Tensor, Tensor, int], Tensor] = _halve,
+    double: Callable[[Tensor, Tensor, int], Tensor] = _double,
+) -> Tensor:
     """Depthwise resampling by two of x [B, C, H, W] with a separable low-pass filter [1, 1, k, k] that sums to 1.
 
     padding: of x with zeros, by default k / 2 - 1, which makes H and W exactly twice or half. The two-tap filter is a
     box: average pooling and pixel repetition compute the same thing several times faster than a grouped convolution
-    does on a CPU.
+    does on a CPU. halve, double: what convolves x with a kernel [C, 1, k, k] at every other pixel, and the transpose.
     """
     taps, channels = how.filter.shape[-1], x.shape[1]
     padding = taps // 2 - 1 if padding is None else padding
     if taps == 2 and padding == 0 and how.taps[0] == how.taps[1]:
         return F.interpolate(x, scale_factor=2, mode="nearest") if how.up else F.avg_pool2d(x, 2)
     kernel = how.filter.to(x.dtype).expand(channels, 1, taps, taps)
-    if how.up:
-        return F.conv_transpose2d(x, kernel * 4, stride=2, padding=padding, groups=channels)
-    return F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
+    return double(x, kernel * 4, padding) if how.up else halve(x, kernel, padding)
 
 
 @dataclass(frozen=True)
@@ -153,6 +166,7 @@ class Ops:
     conv2d: Callable[..., Tensor]
     linear: Callable[..., Tensor]
     attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+    resample: Callable[..., Tensor] = resample_by_two
 
 
 TORCH = Ops("torch", group_norm, conv2d, linear, attention)

@@ -112,6 +112,27 @@ def _convolve_whole(
     return out
 
 
+def resample(x: Tensor, how: Resample, *, padding: int | None = None) -> Tensor:
+    """`ops.resample_by_two` where it stands alone, by cuDNN as `_convolve` asks for it."""
+    if x.device.type != "cuda" or not suits(x):
+        return ops.resample_by_two(x, how, padding=padding)
+    return ops.resample_by_two(x, how, padding=padding, halve=_halve, double=_double)
+
+
+def _halve(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    pads = [padding, padding]
+    return torch.cudnn_convolution(
+        x, kernel, pads, [2, 2], [1, 1], x.shape[1], benchmark=False, deterministic=True, allow_tf32=False
+    )  # fmt: skip
+
+
+def _double(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    pads = [padding, padding]
+    return torch.cudnn_convolution_transpose(
+        x, kernel, pads, [0, 0], [2, 2], [1, 1], x.shape[1], benchmark=False, deterministic=True, allow_tf32=False
+    )  # fmt: skip
+
+
 def _convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
     """Asked of cuDNN by its own name, float32 is float32: by torch's default, a global option, it would be TF32. The
     algorithm is what its heuristics name: what a measurement finds may differ from run to run, and so may the bits.
@@ -138,4 +159,4 @@ def available(device: torch.device) -> bool:
     return here and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-TRITON = ops.Ops("triton", group_norm, conv2d, ops.linear, ops.attention)
+TRITON = ops.Ops("triton", group_norm, conv2d, ops.linear, ops.attention, resample)

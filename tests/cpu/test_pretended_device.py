@@ -42,9 +42,10 @@ def test_graphs(which):
     assert " passed" in run("tests/gpu/test_graphs.py", "-k", which)
 
 
-def test_noise_and_the_fused_step():
+def test_noise_the_fused_step_and_what_cudnn_is_asked_by_name():
     which = "TestTritonParts or cuda and (unaligned or normal or draw_for_each or capture or current_stream)"
-    assert " passed" in run("tests/gpu/test_noise.py", "tests/gpu/test_advance.py", "-k", which)
+    files = [f"tests/gpu/test_{name}.py" for name in ("noise", "advance", "networks")]
+    assert " passed" in run(*files, "-k", f"{which} or resampling_alone")
 
 
 @pytest.mark.slow

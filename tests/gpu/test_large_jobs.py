@@ -37,7 +37,8 @@ def run(*arguments: object) -> None:
 
 def torchrun(*arguments: object) -> None:
     ranks = min(2, torch.cuda.device_count())
-    run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, *arguments)
+    alone = ["--standalone", "--local-addr", "127.0.0.1"]  # or the host's name, which need not be known to any server
+    run("-m", "torch.distributed.run", *alone, "--nproc-per-node", ranks, *arguments)
 
 
 def test_the_command(tmp_path):

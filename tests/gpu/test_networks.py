@@ -7,7 +7,8 @@ import torch
 from engine.kernels import conv
 
 import engine
-from engine.networks import triton_ops
+from engine.networks import ops, triton_ops
+from engine.networks.ops import Resample
 from engine.networks.precision import cast_network
 from tests import conv_cases
 from tests.cpu.test_prepared_network import KINDS, denoiser_of, inputs
@@ -34,6 +35,23 @@ def test_group_norm_resampled(dtype, up, taps, shape):
     arguments, _ = case(shape, dtype)
     options = {"keep": 0.5**0.5, "resample": resampling(taps, up)}
     check_against_torch(triton_ops.group_norm, arguments, options, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("padding", [None, 0])
+def test_resampling_alone(dtype, up, padding):
+    """Whatever the caller's flags allow cuDNN: float32 is float32, and no measurement chooses the bits."""
+    x = torch.randn(3, 16, 18, 12).contiguous(memory_format=torch.channels_last)
+    how = resampling((1, 3, 3, 1), up)
+    exact = ops.resample_by_two(x.to(dtype).double(), how, padding=padding)
+    x, how = x.to("cuda", dtype), Resample(how.filter.to("cuda"), how.taps, up)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        plain = ops.resample_by_two(x, how, padding=padding).cpu().double() - exact
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True, benchmark=True):
+        error = triton_ops.resample(x, how, padding=padding).cpu().double() - exact
+    assert error.square().mean() <= (1.5**2) * plain.square().mean()
+    assert error.abs().max() <= 1.5 * plain.abs().max()
 
 
 @pytest.mark.parametrize("tile", conv.TILES, ids=str)

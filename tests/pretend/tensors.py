@@ -106,6 +106,12 @@ def perform(func: Any, args: Any, kwargs: Any) -> Any:
             torch.ops.aten.convolution.default,
             (x, weight, None, stride, padding, dilation, False, [0, 0], groups),
         )
+    if name == "cudnn_convolution_transpose":
+        (x, weight, padding, more, stride, dilation, groups), kwargs = args[:7], {}
+        func, args = (
+            torch.ops.aten.convolution.default,
+            (x, weight, None, stride, padding, dilation, True, more, groups),
+        )
     if not _waits(name, args, kwargs, tensors, on_device):
         return _run(func, args, kwargs, on_device)
     device.require_waiting(name)

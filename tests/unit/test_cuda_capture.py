@@ -172,6 +172,27 @@ def test_a_capture_that_fails_leaves_stream_allocator_and_generator_as_they_were
     assert log.lines[-1] == "capture on side in pool 3"
 
 
+def test_a_pool_that_is_not_ours_to_release_stays(monkeypatch, log):
+    """Torch has ended allocating to it already, or has not begun: live graphs or the failed one hold it."""
+
+    def refused(index, pool):
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", refused)
+    log.fails = [RuntimeError("CUDA error: unspecified launch failure")] * 2
+    with pytest.raises(CaptureError, match="unspecified launch failure"):
+        CudaCapture(CUDA).capture(lambda: None)
+    assert not [line for line in log.lines if "releasePool" in line]
+
+
+def test_no_memory_for_a_graph_is_no_failed_capture(log):
+    """Batches shrink, and are captured again, where an engine would give graphs up for good."""
+    log.fails = [RuntimeError("CUDA error: out of memory")]
+    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA error: out of memory$"):
+        CudaCapture(CUDA).capture(lambda: None)
+    assert not log.fails
+
+
 def test_a_capture_that_another_thread_spoilt_is_tried_again(log):
     capture = CudaCapture(CUDA)
     log.fails = [RuntimeError("CUDA error: operation failed due to a previous error during capture")]
