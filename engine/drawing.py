@@ -91,8 +91,7 @@ class Drawing:
             record.require_same(folder, self.settings)
             self.output.begin(resume=True)
         else:
-            if not self.output.begun():
-                record.require_job(folder)
+            record.require_job(folder, self.output.lists())
             settings = record.encode(self.settings)  # before anything of an earlier job is removed
             self.output.begin(resume=False)  # first: no settings may stand beside what other ones left
             write_bytes(folder / record.SETTINGS, settings)

@@ -33,8 +33,9 @@ def to_uint8(images: Tensor) -> Tensor:
 def save_png(image: Tensor, path: Path | str) -> None:
     """One image [C, H, W], C 1 or 3, uint8 or floating in [-1, 1]; the file is written atomically.
 
-    Raises ValueError for another shape or dtype.
+    Raises ValueError for another shape or dtype, and for a name that does not end in .png.
     """
+    _require_png(path)
     write_bytes(Path(path), encode_png(image))
 
 
@@ -117,7 +118,7 @@ def save_grid(
         raise ValueError(f"images has shape {list(images.shape)}; allowed: [N, 1 or 3, H, W], N from 1")
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"labels has {len(labels)} entries; allowed: one an image ({len(images)})")
-    require("path", str(path), Path(path).suffix.lower() == ".png", "a file of this kind, .png")
+    _require_png(path)
     scale = integer("scale", scale, 1)
     ok = columns is None or is_integer(columns, 1)
     require("columns", columns, ok, "an integer from 1, or None")
@@ -135,6 +136,10 @@ def save_grid(
             draw.text((left + width // 2, top + height), labels[index], "black", font, anchor="ma")
     with atomic_path(Path(path)) as temporary:
         grid.save(temporary, format="png")
+
+
+def _require_png(path: Path | str) -> None:
+    require("path", str(path), Path(path).suffix.lower() == ".png", "a file of this kind, .png")
 
 
 def _pillow(image: Tensor) -> Image.Image:

@@ -55,21 +55,23 @@ def require_same(folder: Path, settings: Mapping[str, Any]) -> None:
     """Raises ValueError naming a setting that the folder's job does not have, or has otherwise."""
     path, now = folder / SETTINGS, _record(settings)
     before = _read(path)
-    for name in [*now, *before]:
-        was, given = before.get(name), now.get(name)
-        if was != given:
-            raise ValueError(f"{name} is {_short(given)}; allowed: {_short(was)}, as {path} has it")
+    for name, given, was in _differences(now, before):
+        raise ValueError(f"{name} is {_short(given)}; allowed: {_short(was)}, as {path} has it")
 
 
-def require_job(folder: Path) -> None:
-    """Raises ValueError where the folder's settings.json is somebody else's, which a new job would overwrite."""
+def require_job(folder: Path, lists: list[str]) -> None:
+    """Raises ValueError where what a new job would overwrite in the folder is somebody else's: settings.json, or what
+    is called like a job's ``lists``, beside which a job's settings always are, if torn."""
     path = folder / SETTINGS
-    try:
-        ours = not path.exists() or _read(path).keys() >= _JOB
-    except ValueError:
-        ours = False
-    if not ours:
-        raise ValueError(f"folder is {folder}, whose {SETTINGS} no job has written; allowed: another, or without it")
+    foreign = lists if not path.exists() else []
+    if path.exists():
+        try:
+            ours = _read(path).keys() >= _JOB
+        except ValueError:
+            ours = bool(lists)
+        foreign = [] if ours else [SETTINGS]
+    if foreign:
+        raise ValueError(f"folder is {folder}, whose {foreign[0]} no job has written; allowed: another, or without it")
 
 
 def weights(network: nn.Module) -> str:
@@ -97,6 +99,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise ValueError(f"{path} is damaged (it holds no settings); without it no job is resumed")
     return read
+
+
+def _differences(now: dict[str, Any], before: dict[str, Any], of: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Names, with the names of what holds them in front, and both values."""
+    for name in dict.fromkeys([*now, *before]):
+        given, was = now.get(name), before.get(name)
+        if isinstance(given, dict) and isinstance(was, dict) and given and was:
+            yield from _differences(given, was, f"{of}{name}: ")
+        elif given != was:
+            yield of + name, given, was
 
 
 def _short(value: Any) -> str:

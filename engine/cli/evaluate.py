@@ -22,6 +22,7 @@ from ..metrics import (
     real_images,
     reference_statistics,
 )
+from ..metrics.manifolds import require_enough
 from ..metrics.quality import share
 from ..metrics.reference import DATA_SETS
 from ..plan import Plan, Sampler
@@ -113,7 +114,9 @@ def _prepare(reference: str, extractor: FeatureExtractor, images: int) -> tuple[
         batches = real_images(reference, extractor.img_shape)
     except (ValueError, FileNotFoundError) as error:
         return Quality(extractor, statistics, images, keep=False), None, str(error)
-    return Quality(extractor, statistics, images), first_features(batches, extractor, images), ""
+    real = first_features(batches, extractor, images)
+    require_enough("real", real)  # of a folder, before anything is drawn
+    return Quality(extractor, statistics, images), real, ""
 
 
 def _by_class(labels: Tensor, hits: Tensor) -> str:

@@ -65,13 +65,17 @@ def take_guidance(options: dict[str, Any], denoiser: Denoiser, count: int, devic
     return ClassifierFree(negative=negative, **shared)
 
 
+def _is_seed(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) < 2**63
+
+
 def _classifier(name: str, denoiser: Denoiser, device: str) -> Any:
     """A module called with (x, sigma)."""
     kind, _, seed = name.partition(":")
     if name == "fashion-mnist" and denoiser.img_shape == (1, 32, 32) and denoiser.label_dim == 10:
         classifier = load_classifier().to(find_device(device))
         return lambda x, sigma: classifier(x)
-    if kind == "untrained" and (seed or "0").isdigit() and denoiser.label_dim:
+    if kind == "untrained" and _is_seed(seed or "0") and denoiser.label_dim:
         untrained = UntrainedClassifier(denoiser.img_shape[0], denoiser.label_dim, int(seed or 0))
         return untrained.to(find_device(device))
     allowed = "fashion-mnist for a network of its images, untrained:SEED for any network with classes"

@@ -30,7 +30,7 @@ _OPTIONS = [
     click.option("--workers", type=click.IntRange(min=1), help="With --ray: how many; else up to all of the cluster."),
     click.option(
         "--threads",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 1024),  # what our own operations take
         help="Of a process on the CPU; images are the same bits for the same number. Default: torch's own, 1 on Ray.",
     ),
 ]

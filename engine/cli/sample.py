@@ -17,8 +17,9 @@ from ..engine import Engine
 from ..graphs import MODES, Mode
 from ..images import load_png, load_pngs, save_grid
 from ..job import NOISES
-from ..outputs.base import GRID
+from ..outputs.base import GRID, WRITTEN
 from ..outputs.png_folder import PngFolder
+from ..record import SETTINGS
 from .guidance_options import guidance_options, take_guidance
 from .large_options import large_options
 from .sampler_options import sampler_options, take_sampler
@@ -65,6 +66,11 @@ def sample(grid: bool, resume: bool, ray: bool, workers: int | None, **job: Any)
     """
     if grid and job["format"] != "png":
         raise click.UsageError(f"--grid needs --format png, not {job['format']}")
+    if grid and (job["out"] / GRID).exists() and not (job["out"] / SETTINGS).exists():
+        raise click.UsageError(f"--grid would overwrite {job['out'] / GRID}, which no job has written")
+    for option in ("image", "mask"):
+        if job[option] and _goes_with_the_old(job[option].resolve(), job["out"].resolve()):
+            raise click.UsageError(f"--{option} is {job[option]}, which a new job in --out removes; allowed: elsewhere")
     if workers and not ray:
         raise click.UsageError("--workers needs --ray")
     if click.get_current_context().get_parameter_source("seeds") is ParameterSource.DEFAULT and job["latents"]:
@@ -154,6 +160,11 @@ def _drawing(
         mask=None if mask is None else _one_a_seed(load_pngs(mask, (1, *shape[1:]))[0] > 0, len(seeds)),
         offset_noise=offset_noise,
     )
+
+
+def _goes_with_the_old(path: Path, out: Path) -> bool:
+    """Whether some of it may be an earlier job's in the folder."""
+    return path.is_relative_to(out) and (path.is_dir() or bool(WRITTEN.fullmatch(str(path.relative_to(out)))))
 
 
 def _one_a_seed(images: torch.Tensor, count: int) -> torch.Tensor:

@@ -30,9 +30,8 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3, blocks: Tensor
     blocks: int64 [N], the block of each generated image, 0 to n - 1, for `PrecisionRecall.without`. Distances are
     float64, a part of their matrix at a time. Raises ValueError for sets of k images or fewer.
     """
-    for name, features in (("real", real), ("generated", generated)):
-        if len(features) <= k:
-            raise ValueError(f"{name} has {len(features)} images; allowed: more than k = {k}")
+    require_enough("real", real, k)
+    require_enough("generated", generated, k)
     group = torch.zeros(len(generated), dtype=torch.int64) if blocks is None else blocks
     count = int(group.max()) + 1 if blocks is not None else 0
     inside = _covered(generated, real, _radii(real, k)[None])[0].double()
@@ -40,6 +39,12 @@ def precision_recall(real: Tensor, generated: Tensor, k: int = 3, blocks: Tensor
     reached = _covered(real, generated, radii).double().mean(1).tolist()
     precisions = [inside[group != block].mean().item() for block in range(count)]
     return PrecisionRecall(inside.mean().item(), reached[0], tuple(zip(precisions, reached[1:], strict=True)))
+
+
+def require_enough(name: str, features: Tensor, k: int = 3) -> None:
+    """Raises ValueError for a set of k images or fewer."""
+    if len(features) <= k:
+        raise ValueError(f"{name} has {len(features)} images; allowed: more than k = {k}")
 
 
 def _radii(features: Tensor, k: int) -> Tensor:

@@ -65,9 +65,9 @@ class Output(ABC):
         for folder in self._folders():
             remove_temporaries(folder)
 
-    def begun(self) -> bool:
-        """Whether a job has written into the folder."""
-        return (self.folder / SUMS).exists() or (self.folder / PARTS).exists()
+    def lists(self) -> list[str]:
+        """The names, of those that a job keeps its lists under, which are there."""
+        return [name for name in (SUMS, PARTS) if (self.folder / name).exists()]
 
     @abstractmethod
     def names(self) -> Iterable[str]:
@@ -120,11 +120,13 @@ class Output(ABC):
 
     def _require_free(self, written: set[Path]) -> None:
         """Folders are listed rather than asked for each file, which for a million of them takes a network's while."""
-        others = {path for folder in self._folders() if folder.is_dir() for path in folder.iterdir()} - written
-        for name in self.names() if others else ():
-            if self.folder / name in others:
-                what = f"whose {name} is not what a job wrote; allowed: another, or without it"
-                raise ValueError(f"folder is {self.folder}, {what}")
+        folders = {folder for folder in self._folders() if folder.exists()}
+        others = {path for folder in folders if folder.is_dir() for path in folder.iterdir()} - written
+        in_the_way = {folder for folder in folders if not folder.is_dir()}
+        in_the_way |= {self.folder / name for name in self.names()} & others if others else set()
+        for path in sorted(in_the_way)[:1]:
+            what = f"whose {path.relative_to(self.folder)} is not what a job wrote; allowed: another, or without it"
+            raise ValueError(f"folder is {self.folder}, {what}")
 
     def _remove(self, written: set[Path]) -> None:
         for path in written:

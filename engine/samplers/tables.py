@@ -13,6 +13,8 @@ list: the command line, the documentation's table and the tests over all backend
 import inspect
 import itertools
 import math
+import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -53,6 +55,13 @@ class TableSampler(Sampler):
         require_levels(self.levels, self)
         self._rows([2.0, 1.0, 0.0])  # raises for an option out of range now, not when a plan is built
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By the function that `table` made of ``generate`` and put in its place, under whose name it is found."""
+        make = getattr(sys.modules[self.generate.__module__], self.generate.__name__, None)
+        if make is None or inspect.unwrap(make) is not self.generate:
+            raise pickle.PicklingError(f"{self.generate.__name__} is not the sampler of that name in its module")
+        return _again, (make, self.levels, self.options, self.zero_snr)
+
     @property
     def steps(self) -> int:
         return self.levels.steps
@@ -86,6 +95,10 @@ class TableSampler(Sampler):
     def __str__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options)
         return f"{self.generate.__name__}({self.levels}{options})"
+
+
+def _again(make: Any, *fields: Any) -> TableSampler:
+    return TableSampler(make.__wrapped__, *fields)
 
 
 def _numbered(rows: Sequence[Row]) -> list[Row]:
@@ -161,6 +174,7 @@ def table(zero_snr: bool = False, **properties: Any) -> Callable[[Rows], Callabl
             levels = Levels(**{f.name: given.arguments.pop(f.name) for f in _SHARED})
             return TableSampler(generate, levels, tuple(given.arguments.items()), zero_snr)
 
+        make.__wrapped__ = generate  # type: ignore[attr-defined]
         make.__name__ = make.__qualname__ = generate.__name__
         make.__doc__ = f"{inspect.cleandoc(generate.__doc__ or '')}\n{_SHARED_DOC}".lstrip()
         make.__module__ = generate.__module__

@@ -1,8 +1,11 @@
 """Bad input of the commands that measure and train: one line and exit status 2, before any data is read."""
 
+import sys
+
 import pytest
 import torch
 
+import engine
 from engine.metrics.classifier import train_classifier
 from tests.unit.test_cli import complaint, run
 
@@ -33,6 +36,11 @@ NO_DATA = ["--data", "/nowhere"]
         (["invert", "--model", "fashion-mnist", "--image", ".", "--out", f"{__file__}/a"], "in a folder that can be"),
         (["statistics", "--data", ".", "--out", f"{__file__}/a"], "in a folder that can be written"),
         (["evaluate", "--json", "folder"], "'--json': File 'folder' is a directory"),
+        (["sample", "--model", "fashion-mnist", "--threads", "5000"], "5000 is not in the range 1<=x<=1024"),
+        (
+            ["sample", "--model", "fashion-mnist", "--image", "folder", "--out", "."],
+            "--image is folder, which",
+        ),
         (["sample", "--model", "fashion-mnist", "--shard", "7"], "shard is 7 and format is 'png'; allowed: None"),
     ],
 )
@@ -42,6 +50,21 @@ def test_bad_input_is_one_line(monkeypatch, tmp_path, capsys, arguments, message
     assert run(monkeypatch, *arguments) == 2
     assert message in complaint(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_grid_of_somebody_else_stays(monkeypatch, tmp_path, capsys):
+    (tmp_path / "grid.png").write_bytes(b"mine")
+    job = ["sample", "--model", "fashion-mnist", "--grid", "--out", tmp_path]
+    assert run(monkeypatch, *job) == 2
+    assert f"--grid would overwrite {tmp_path / 'grid.png'}, which no job has written" in complaint(capsys)
+    assert (tmp_path / "grid.png").read_bytes() == b"mine"
+
+
+def test_too_few_real_images_are_refused_before_any_is_drawn(monkeypatch, tmp_path, capsys):
+    engine.save_png(torch.zeros(1, 32, 32), tmp_path / "a.png")
+    monkeypatch.setattr(sys.modules["engine.cli.evaluate"], "draw_measured", None)
+    assert run(monkeypatch, "evaluate", "--images", 20, "--reference", tmp_path) == 2
+    assert "images; allowed: " in complaint(capsys)
 
 
 def test_a_checkpoint_is_not_converted_onto_itself(monkeypatch, tmp_path, capsys):

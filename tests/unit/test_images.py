@@ -86,6 +86,8 @@ def test_files_named_by_seeds_are_in_the_order_of_seeds(tmp_path):
 def test_png_round_trip(channels, tmp_path):
     image = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
     engine.save_png(image, tmp_path / "sub" / "a.png")
+    with pytest.raises(ValueError, match=r"^path is .*a\.jpg'?; allowed: a file of this kind, \.png$"):
+        engine.save_png(image, tmp_path / "a.jpg")
     read = np.asarray(Image.open(tmp_path / "sub" / "a.png")).reshape(5, 7, channels)
     assert np.array_equal(read, image.permute(1, 2, 0).numpy())
 

@@ -131,7 +131,7 @@ def test_a_part_damaged_while_the_job_runs(monkeypatch, tmp_path):
         ({"format": "zip"}, 'format is "zip"; allowed: "png"'),
         ({"settings": {"steps": 3}}, "steps is 3; allowed: null"),
         ({"prepared": {"batch_size": 4}}, "batch_size is 4; allowed: 5, as .*settings.json has it"),
-        ({"prepared": {"steps": 3}}, "plan is"),
+        ({"prepared": {"steps": 3}}, "plan: levels: steps is 3; allowed: 2"),
         ({"prepared": {"dtype": torch.bfloat16}}, "network is"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -169,7 +169,7 @@ def test_another_function_of_the_same_name_is_another_job(tmp_path):
         draw(folder, make(guidance=ClassifierGuidance(0.5, gradient=gradient)))
         assert draw(folder, make(guidance=ClassifierGuidance(0.5, gradient=gradient)), resume=True).drawn == 0
         for other in LAMBDAS[:i]:
-            with pytest.raises(ValueError, match="guided is"):
+            with pytest.raises(ValueError, match=r"^guided: gradient"):
                 draw(folder, make(guidance=ClassifierGuidance(0.5, gradient=other)), resume=True)
 
 
@@ -238,7 +238,7 @@ def test_many_weights_of_guidance_are_told_apart(tmp_path):
     job = {"seeds": seeds, "class_labels": 1, "format": "zip"}
     draw(tmp_path, guided(0), **job)
     assert draw(tmp_path, guided(0), resume=True, **job).drawn == 0
-    with pytest.raises(ValueError, match="guided is"):
+    with pytest.raises(ValueError, match=r"^guided: weight is"):
         draw(tmp_path, guided(1), resume=True, **job)
 
 
@@ -392,6 +392,36 @@ def test_images_of_somebody_else_stay(tmp_path, format, first):
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         draw(tmp_path, **job)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ['{"editor.tabSize": 4}', None])
+@pytest.mark.parametrize("name", [SUMS, f"{PARTS}/images.zip.sha256"])
+def test_lists_of_somebody_else_stay_and_name_nothing_to_remove(tmp_path, name, text):
+    """What `sha256sum` wrote of files that are called like ours."""
+    (tmp_path / "images.zip").write_bytes(b"mine")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    write_sums(tmp_path / name, {"images.zip": digest(tmp_path / "images.zip")})
+    if text:
+        (tmp_path / "settings.json").write_text(text)
+    before = tree(tmp_path)
+    foreign = "settings.json" if text else name.partition("/")[0]
+    with pytest.raises(ValueError, match=f"^folder is .*, whose {re.escape(foreign)} no job has written; allowed: "):
+        draw(tmp_path)
+    assert tree(tmp_path) == before
+
+
+def test_a_file_where_a_folder_goes_is_refused(tmp_path):
+    (tmp_path / "000000").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="whose 000000 is not what a job wrote"):
+        draw(tmp_path, subdirs=True)
+    assert tree(tmp_path) == {"000000": b"mine"}
+
+
+def test_what_was_asked_for_otherwise_is_named(tmp_path):
+    image = torch.zeros(len(SEEDS), 3, 8, 6)
+    draw(tmp_path, image=image)
+    with pytest.raises(ValueError, match=r"^asked: mask is .*sha256.*; allowed: null, as "):
+        draw(tmp_path, image=image, mask=torch.ones(1, 8, 6, dtype=torch.bool), resume=True)
 
 
 def test_settings_that_were_torn_are_a_jobs_all_the_same(tmp_path):

@@ -1,8 +1,10 @@
 """Every sampler on the list: its plain form, every backend, its order of convergence, its distribution."""
 
+import copy
 import inspect
 import itertools
 import math
+import pickle
 import re
 import sys
 from dataclasses import replace
@@ -364,6 +366,22 @@ def test_what_is_told_of_a_sampler_is_text(told):
     message = f"{name} is {value}; allowed: text, as `samplers.registry.Entry` says"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         samplers.table(**{"source": "a test"} | told)(lambda sigmas: iter(()))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_samplers_go_to_other_processes(name):
+    sampler = REGISTRY[name].make(5, sigma_max=20.0)
+    assert pickle.loads(pickle.dumps(sampler)) == copy.deepcopy(sampler) == sampler
+
+
+def test_a_sampler_without_a_name_says_so():
+    @samplers.table(source="a test")
+    def nameless(sigmas):
+        yield linear(sigmas[0], D=1.0)
+
+    registry.REGISTRY.pop("nameless")
+    with pytest.raises(pickle.PicklingError, match=r"^nameless is not the sampler of that name in its module$"):
+        pickle.dumps(nameless(2))
 
 
 def test_a_module_may_be_run_again(monkeypatch):
