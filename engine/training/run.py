@@ -43,6 +43,7 @@ def train_to(
     log, saved = Log(out / "log.jsonl", images_seen=trainer.images_seen), time.monotonic()
 
     def save() -> None:
+        log.flush()
         trainer.save(checkpoint)
         notes = {
             "training_command": _command(named, config, trainer.runs),

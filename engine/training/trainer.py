@@ -217,7 +217,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class Log:
-    """Appends the mean loss and speed of every ``every`` steps to a JSON-lines file.
+    """Appends the mean loss and speed of every ``every`` steps, or of those before `flush`, to a JSON-lines file.
 
     images_seen: where the run begins. Lines beyond it are of a run that was killed after its last checkpoint: they are
     removed, as the run repeats them.
@@ -230,15 +230,22 @@ class Log:
         if kept != lines:
             write_bytes(path, "".join(kept).encode())
         self._losses: list[float] = []
-        self._since = time.perf_counter()
+        self._last: dict[str, float] = {}
+        self._images, self._since = 0, time.perf_counter()
 
     def add(self, record: dict[str, float], batch_size: int) -> None:
         self._losses.append(record["loss"])
-        if len(self._losses) < self.every:
+        self._last, self._images = record, self._images + batch_size
+        if len(self._losses) >= self.every:
+            self.flush()
+
+    def flush(self) -> None:
+        """A line for the steps since the last one, if there are any: a run that ends, or is saved, loses none."""
+        if not self._losses:
             return
         seconds = time.perf_counter() - self._since
         mean = sum(self._losses) / len(self._losses)
-        line = record | {"loss": mean, "images_per_second": len(self._losses) * batch_size / seconds}
+        line = self._last | {"loss": mean, "images_per_second": self._images / seconds}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        self._losses, self._since = [], time.perf_counter()
+        self._losses, self._images, self._since = [], 0, time.perf_counter()

@@ -240,6 +240,17 @@ def test_the_log_of_a_killed_run_has_no_line_twice(tmp_path):
     assert [(line["images"], line["loss"]) for line in lines] == [(16, 1.5), (32, 3.5), (48, 5.5)]
 
 
+def test_a_log_loses_no_step_of_a_run_that_ends(tmp_path):
+    log = Log(tmp_path / "log.jsonl", every=2)
+    for images in (16, 32, 48):
+        log.add({"loss": float(images), "images": images}, 16)
+    log.flush()
+    log.flush()  # there is nothing since
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["images"], line["loss"]) for line in lines] == [(32, 24.0), (48, 48.0)]
+    assert all(line["images_per_second"] > 0 for line in lines)
+
+
 def test_dropped_labels_are_a_network_without_labels():
     """As often as asked for, and from (seed, step) alone; an engine's network, in eval mode, drops none."""
     seen = []
