@@ -18,7 +18,7 @@ from .job import Asked, require_known
 from .networks.layers import GroupNorm
 from .outputs import SHARD, Images, Output, open_output
 from .outputs.base import Label
-from .plan import Plan, Sampler
+from .plan import Sampler
 from .provenance import code
 from .writing import Writing
 
@@ -227,4 +227,4 @@ def _table(engine: Engine) -> str | None:
     rows from these. An adaptive one has none."""
     if not isinstance(engine.sampler, Sampler):
         return None
-    return f"sha256:{Plan(engine.sampler, engine.denoiser.preconditioning).digest}"
+    return f"sha256:{engine.plans(engine.sampler).digest}"

@@ -130,7 +130,7 @@ class Engine:
         )
         self._finish_preparing(self.denoiser)
         self._guides: WeakKeyDictionary[Denoiser, Denoiser] = WeakKeyDictionary()
-        self._plans = PlanCache(self.denoiser.preconditioning)
+        self.plans = PlanCache(self.denoiser.preconditioning)
         self.guidance, self._prepared_guidance = guidance, self._take(guidance)
         self.on_nonfinite = on_nonfinite
         self.source = denoiser  # the caller's: what a rerun in float32 starts from, and what a job's record names
@@ -248,7 +248,7 @@ class Engine:
         prepared = self._prepared_guidance if guidance is ... else self._take(given)
         adaptive = sampler if isinstance(sampler, AdaptiveSampler) else None
         with marked("plan"):
-            plan = self._plans(sampler.ends if isinstance(sampler, AdaptiveSampler) else sampler)
+            plan = self.plans(sampler.ends if isinstance(sampler, AdaptiveSampler) else sampler)
             job = Job.check(self.denoiser, plan, self.device, given.label_dim if given else 0, **asked)
             plans, weights = prepared.plans(plan, len(job.positions)) if prepared else ({}, [])
         own = (self.denoiser, self.device, self.backend, self.state_dtype)

@@ -63,7 +63,7 @@ def require_job(folder: Path, lists: list[str]) -> None:
     """Raises ValueError where what a new job would overwrite in the folder is somebody else's: settings.json, or what
     is called like a job's ``lists``, beside which a job's settings always are, if torn."""
     path = folder / SETTINGS
-    foreign = lists if not path.exists() else []
+    foreign = lists
     if path.exists():
         try:
             ours = _read(path).keys() >= _JOB

@@ -56,13 +56,14 @@ class Output(ABC):
         The lists go last: until then the earlier job can be resumed. Raises ValueError, before any of that, if a file
         that no job has written, or that was changed since, stands where this one's go.
         """
+        folders = self._folders()
         if not resume:
             written = self._written()
-            self._require_free(written)
+            self._require_free(folders, written)
             self._remove(written)
             self._remove_parts()
             (self.folder / SUMS).unlink(missing_ok=True)
-        for folder in self._folders():
+        for folder in folders:
             remove_temporaries(folder)
 
     def lists(self) -> list[str]:
@@ -118,14 +119,15 @@ class Output(ABC):
         named = ((self.folder / name, expected) for name, expected in self._listed() if WRITTEN.fullmatch(name))
         return {path for path, expected in named if _lies_in(self.folder, path) and digest(path) == expected}
 
-    def _require_free(self, written: set[Path]) -> None:
+    def _require_free(self, folders: set[Path], written: set[Path]) -> None:
         """Folders are listed rather than asked for each file, which for a million of them takes a network's while."""
-        folders = {folder for folder in self._folders() if folder.exists()}
         others = {path for folder in folders if folder.is_dir() for path in folder.iterdir()} - written
-        in_the_way = {folder for folder in folders if not folder.is_dir()}
-        in_the_way |= {self.folder / name for name in self.names()} & others if others else set()
-        for path in sorted(in_the_way)[:1]:
-            what = f"whose {path.relative_to(self.folder)} is not what a job wrote; allowed: another, or without it"
+        in_the_way = [folder for folder in folders if folder.exists() and not folder.is_dir()]
+        if others:
+            in_the_way += [path for path in (self.folder / name for name in self.names()) if path in others]
+        if in_the_way:
+            name = min(in_the_way).relative_to(self.folder)
+            what = f"whose {name} is not what a job wrote; allowed: another, or without it"
             raise ValueError(f"folder is {self.folder}, {what}")
 
     def _remove(self, written: set[Path]) -> None:

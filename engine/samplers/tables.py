@@ -57,10 +57,16 @@ class TableSampler(Sampler):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By the function that `table` made of ``generate`` and put in its place, under whose name it is found."""
-        make = getattr(sys.modules[self.generate.__module__], self.generate.__name__, None)
-        if make is None or inspect.unwrap(make) is not self.generate:
+        make = getattr(sys.modules.get(self.generate.__module__), self.generate.__name__, None)
+        if getattr(make, "__wrapped__", None) is not self.generate:
             raise pickle.PicklingError(f"{self.generate.__name__} is not the sampler of that name in its module")
         return _again, (make, self.levels, self.options, self.zero_snr)
+
+    def __copy__(self) -> "TableSampler":
+        return self  # frozen; and one without such a name has copies too
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TableSampler":
+        return self
 
     @property
     def steps(self) -> int:

@@ -314,7 +314,7 @@ def test_plans_are_made_once_by_any_thread(replay):
     def ask(first):
         try:
             for i in range(200):
-                prepared._plans(engine.samplers.edm(2, rho=1 + (first + i) % 40))
+                prepared.plans(engine.samplers.edm(2, rho=1 + (first + i) % 40))
         except Exception as error:
             errors.append(error)
 
@@ -324,5 +324,5 @@ def test_plans_are_made_once_by_any_thread(replay):
     for thread in threads:
         thread.join()
     assert not errors
-    assert len(prepared._plans._plans) == 16
-    assert prepared._plans(HEUN) is prepared._plans(engine.samplers.edm(4, S_churn=2, S_noise=1.003))
+    assert len(prepared.plans._plans) == 16
+    assert prepared.plans(HEUN) is prepared.plans(engine.samplers.edm(4, S_churn=2, S_noise=1.003))

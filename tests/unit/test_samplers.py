@@ -1,6 +1,7 @@
 """Every sampler on the list: its plain form, every backend, its order of convergence, its distribution."""
 
 import copy
+import functools
 import inspect
 import itertools
 import math
@@ -374,6 +375,10 @@ def test_samplers_go_to_other_processes(name):
     assert pickle.loads(pickle.dumps(sampler)) == copy.deepcopy(sampler) == sampler
 
 
+def decorated(sigmas):
+    yield linear(sigmas[0], D=1.0)
+
+
 def test_a_sampler_without_a_name_says_so():
     @samplers.table(source="a test")
     def nameless(sigmas):
@@ -382,6 +387,20 @@ def test_a_sampler_without_a_name_says_so():
     registry.REGISTRY.pop("nameless")
     with pytest.raises(pickle.PicklingError, match=r"^nameless is not the sampler of that name in its module$"):
         pickle.dumps(nameless(2))
+    assert copy.deepcopy(nameless(2)) == copy.copy(nameless(2)) == nameless(2)
+
+
+def test_a_sampler_of_a_decorated_generator_goes_to_other_processes(monkeypatch):
+    inner = decorated
+
+    @functools.wraps(inner)
+    def outer(sigmas):
+        return inner(sigmas)
+
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
+    monkeypatch.setattr(sys.modules[__name__], "decorated", samplers.table(source="a test")(outer))
+    sampler = sys.modules[__name__].decorated(2)
+    assert pickle.loads(pickle.dumps(sampler)) == sampler
 
 
 def test_a_module_may_be_run_again(monkeypatch):
