@@ -50,8 +50,11 @@ def load(name: str) -> engine.Denoiser:
 
 def variants(
     denoiser: engine.Denoiser, batch: int, dtype: torch.dtype, device: torch.device, compiled: bool
-) -> dict[str, Call]:
-    """One evaluation of a batch by each; all in ``dtype`` but the usual code."""
+) -> tuple[dict[str, Call], dict[str, float]]:
+    """One evaluation of a batch by each, all in ``dtype`` but the usual code; and bytes of activations that each holds.
+
+    An evaluation that is replayed holds its arena, and what torch allocates beside.
+    """
     c_noise = torch.linspace(-1, 1, batch, device=device)
     labels = (
         torch.nn.functional.one_hot(torch.arange(batch) % denoiser.label_dim, denoiser.label_dim).float().to(device)
@@ -69,11 +72,15 @@ def variants(
     calls["engine"] = partial(prepared.call_network, x_half, c_noise, labels)
     for _ in range(2):  # the second is recorded on a CPU, those that follow are replayed
         calls["engine"]()
+    held = {variant: float(peak_bytes(call, [])) for variant, call in calls.items()}
+    tape = prepared.remembered and prepared.remembered.tape_for(x_half, c_noise, labels)
+    if tape is not None:
+        held["engine"] = peak_bytes(lambda: tape(x_half, c_noise, labels), []) + tape.nbytes
     if compiled:
         torch._inductor.config.freezing = device.type == "cpu"
         mode = "default" if device.type == "cpu" else "max-autotune-no-cudagraphs"
         calls["compile"] = call(torch.compile(plain, mode=mode), x_half)
-    return calls
+    return calls, held
 
 
 def operations(call: Call, device: torch.device) -> int:
@@ -152,10 +159,9 @@ def measured(
     kind = getattr(torch, dtype)
     flops = measure_cost(denoiser).flops
     with torch.no_grad():
-        calls = variants(denoiser, batch, kind, device, options.compile)
+        calls, held = variants(denoiser, batch, kind, device, options.compile)
         times = measure(calls, device, seconds=options.seconds)
         counted = {variant: operations(call, device) for variant, call in calls.items()}
-        held = {variant: peak_bytes(call, []) / 1e6 / batch for variant, call in calls.items() if variant != "compile"}
     loop = outside(denoiser, batch, kind, 3) if device.type == "cpu" and name != "imagenet64" else None
     return [
         {
@@ -169,7 +175,7 @@ def measured(
             "times usual": times["usual"].p50 / timing.p50,
             "TFLOP/s": flops * batch / timing.p50 / 1e12,
             "operations": counted[variant],
-            "MB": held.get(variant, ""),
+            "MB": held[variant] / 1e6 / batch if variant in held else "",
             "outside": f"{loop:.2%}" if loop is not None and variant == "engine" else "",
             **on_gpu(timing, 1e3 / batch, "ms"),
         }

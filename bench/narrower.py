@@ -18,8 +18,9 @@ def without_avx512() -> None:
     found = torch.backends.cpu.get_cpu_capability()
     if found != "AVX2":
         raise RuntimeError(f"torch uses {found} already, or the processor has no AVX2")
-    for name in ("advance_cpu", "attention_cpu", "group_norm_cpu", "linear_cpu", "normal", "winograd_cpu"):
+    for name in ("advance_cpu", "normal", "run_cpu"):
         setattr(_native, name, partial(_narrowed, getattr(_native, name)))
+    _native.Program = _Narrowed  # type: ignore[misc]
     winograd.has_amx = winograd._has_fast_halves = lambda: False  # type: ignore[assignment]
     winograd.onednn_knows = lambda dtype: dtype == torch.float32  # type: ignore[assignment]
 
@@ -27,3 +28,8 @@ def without_avx512() -> None:
 def _narrowed(call: Callable[..., Any], *arguments: Any) -> Any:
     """With AVX2 where "auto" is asked for, or nothing."""
     return call(*(a for a in arguments if a != "auto"), isa="avx2")
+
+
+class _Narrowed(_native.Program):
+    def run(self, *arguments: Any) -> None:
+        super().run(*arguments, isa="avx2")

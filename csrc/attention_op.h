@@ -5,6 +5,7 @@
 // threads.
 #pragma once
 
+#include <array>
 #include <string>
 
 #include "advance_call.h"
@@ -20,6 +21,8 @@ struct AttentionCall {
     std::uintptr_t q = 0, k = 0, v = 0, out = 0;
     std::int64_t sample_stride = 0, head_stride = 0, row_stride = 0;
     std::int64_t out_sample_stride = 0, out_head_stride = 0, out_row_stride = 0;
+
+    std::array<std::uintptr_t*, 4> addresses() { return {&q, &k, &v, &out}; }
 };
 
 // Where things lie in a worker's scratch, in floats: the keys in panels of kPanel keys, [panels][channels][kPanel], the values

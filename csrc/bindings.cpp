@@ -4,13 +4,11 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "advance_op.h"
-#include "attention_op.h"
-#include "group_norm_op.h"
-#include "linear_op.h"
 #include "normal_op.h"
-#include "winograd_op.h"
+#include "program.h"
 
 #ifdef EDM_CUDA
 #include "cuda_ops.h"
@@ -48,28 +46,77 @@ void register_advance_call(py::module_& m) {
 #undef EDM_PROPERTY
 }
 
-void register_group_norm(py::module_& m) {
+// A call of a network's operation with these addresses, in the order of its addresses().
+template <class Call, std::size_t n>
+Call with_addresses(Call call, const std::array<std::uintptr_t, n>& addresses) {
+    const auto to = call.addresses();
+    static_assert(std::tuple_size_v<decltype(to)> == n);
+    for (std::size_t i = 0; i < n; ++i) *to[i] = addresses[i];
+    return call;
+}
+
+template <std::size_t n>
+using Addresses = std::array<std::uintptr_t, n>;
+template <std::size_t n>
+using Sizes = std::array<std::int64_t, n>;
+
+edm::GroupNormCall group_norm_call(const Addresses<9>& addresses, edm::Dtype dtype, const Sizes<5>& shape,
+                                   std::int64_t groups, float eps, bool silu, std::int64_t add_stride,
+                                   std::int64_t scale_stride, float keep_scale, edm::Resampling resampling,
+                                   const std::vector<float>& filter) {
+    edm::GroupNormCall call;
+    call.samples = shape[0], call.height = shape[1], call.width = shape[2], call.channels = shape[3] + shape[4];
+    call.beside_channels = shape[4], call.groups = groups, call.dtype = dtype, call.eps = eps, call.silu = silu;
+    call.add_stride = add_stride, call.scale_stride = scale_stride, call.keep_scale = keep_scale;
+    call.resampling = resampling, call.taps = static_cast<int>(filter.size());
+    std::copy_n(filter.begin(), std::min<std::size_t>(filter.size(), edm::kMostTaps), call.filter);
+    return with_addresses(call, addresses);
+}
+
+edm::LinearCall linear_call(const Addresses<5>& addresses, const Sizes<3>& shape, bool silu) {
+    edm::LinearCall call;
+    call.rows = shape[0], call.inputs = shape[1], call.outputs = shape[2], call.silu = silu;
+    return with_addresses(call, addresses);
+}
+
+edm::WinogradCall winograd_call(const Addresses<5>& addresses, edm::Dtype dtype, const Sizes<5>& shape, int m) {
+    edm::WinogradCall call;
+    call.samples = shape[0], call.height = shape[1], call.width = shape[2], call.inputs = shape[3];
+    call.outputs = shape[4], call.m = m, call.dtype = dtype;
+    return with_addresses(call, addresses);
+}
+
+edm::AttentionCall attention_call(const Addresses<4>& addresses, edm::Dtype dtype, const Sizes<4>& shape,
+                                  const Sizes<3>& strides, const Sizes<3>& out_strides) {
+    edm::AttentionCall call;
+    call.samples = shape[0], call.heads = shape[1], call.length = shape[2], call.channels = shape[3], call.dtype = dtype;
+    call.sample_stride = strides[0], call.head_stride = strides[1], call.row_stride = strides[2];
+    call.out_sample_stride = out_strides[0], call.out_head_stride = out_strides[1], call.out_row_stride = out_strides[2];
+    return with_addresses(call, addresses);
+}
+
+void register_network_calls(py::module_& m) {
     py::enum_<edm::Resampling>(m, "Resampling")
         .value("none", edm::kNone)
         .value("up", edm::kUp)
         .value("down", edm::kDown);
-    m.def(
-        "group_norm_cpu",
-        [](std::uintptr_t x, std::uintptr_t beside, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t out,
-           std::uintptr_t keep, edm::Dtype dtype, const std::array<std::int64_t, 5>& shape, std::int64_t groups, float eps,
-           bool silu, std::uintptr_t add, std::int64_t add_stride, std::uintptr_t scale, std::uintptr_t shift,
-           std::int64_t scale_stride, float keep_scale, edm::Resampling resampling, const std::vector<float>& filter,
-           std::int64_t threads, const std::string& isa) {
-            edm::GroupNormCall call{shape[0], shape[1], shape[2], shape[3] + shape[4], shape[4], groups, dtype, x, beside,
-                                    weight, bias, out, keep, add, scale, shift, add_stride, scale_stride, eps, keep_scale,
-                                    silu, resampling, static_cast<int>(filter.size()), {}};
-            std::copy_n(filter.begin(), std::min<std::size_t>(filter.size(), edm::kMostTaps), call.filter);
-            const py::gil_scoped_release released;
-            edm::group_norm_cpu(call, threads, isa);
-        },
-        "x"_a, "beside"_a, "weight"_a, "bias"_a, "out"_a, "keep"_a, "dtype"_a, "shape"_a, "groups"_a, "eps"_a, "silu"_a,
-        "add"_a, "add_stride"_a, "scale"_a, "shift"_a, "scale_stride"_a, "keep_scale"_a, "resampling"_a, "filter"_a,
-        "threads"_a = 1, "isa"_a = "auto");
+    py::class_<edm::GroupNormCall>(m, "GroupNormCall")
+        .def(py::init(&group_norm_call), "addresses"_a, "dtype"_a, "shape"_a, "groups"_a, "eps"_a, "silu"_a,
+             "add_stride"_a, "scale_stride"_a, "keep_scale"_a, "resampling"_a, "filter"_a);
+    py::class_<edm::LinearCall>(m, "LinearCall")
+        .def(py::init(&linear_call), "addresses"_a, "shape"_a, "silu"_a);
+    py::class_<edm::WinogradCall>(m, "WinogradCall")
+        .def(py::init(&winograd_call), "addresses"_a, "dtype"_a, "shape"_a, "m"_a);
+    py::class_<edm::AttentionCall>(m, "AttentionCall")
+        .def(py::init(&attention_call), "addresses"_a, "dtype"_a, "shape"_a, "strides"_a, "out_strides"_a);
+    m.def("run_cpu", &edm::run_cpu, "call"_a, "threads"_a = 1, "isa"_a = "auto",
+          py::call_guard<py::gil_scoped_release>());
+    py::class_<edm::Program>(m, "Program")
+        .def(py::init<>())
+        .def("add", &edm::Program::add, "call"_a, "bases"_a)
+        .def("run", &edm::Program::run, "bases"_a, "first"_a, "last"_a, "threads"_a = 1, "isa"_a = "auto",
+             py::call_guard<py::gil_scoped_release>())
+        .def("__len__", &edm::Program::size);
 }
 
 }  // namespace
@@ -83,36 +130,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("normal_isas", &edm::normal_isas);
 
     register_advance_call(m);
-    register_group_norm(m);
-    m.def(
-        "linear_cpu",
-        [](std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t add, std::uintptr_t out,
-           std::int64_t rows, std::int64_t inputs, std::int64_t outputs, bool silu, std::int64_t threads,
-           const std::string& isa) {
-            edm::linear_cpu({rows, inputs, outputs, x, weight, bias, add, out, silu}, threads, isa);
-        },
-        "x"_a, "weight"_a, "bias"_a, "add"_a, "out"_a, "rows"_a, "inputs"_a, "outputs"_a, "silu"_a, "threads"_a = 1,
-        "isa"_a = "auto", py::call_guard<py::gil_scoped_release>());
-    m.def(
-        "winograd_cpu",
-        [](std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t add, std::uintptr_t out,
-           edm::Dtype dtype, const std::array<std::int64_t, 5>& shape, int m, std::int64_t threads, const std::string& isa) {
-            edm::winograd_cpu({shape[0], shape[1], shape[2], shape[3], shape[4], m, dtype, x, weight, bias, add, out},
-                              threads, isa);
-        },
-        "x"_a, "weight"_a, "bias"_a, "add"_a, "out"_a, "dtype"_a, "shape"_a, "m"_a, "threads"_a = 1, "isa"_a = "auto",
-        py::call_guard<py::gil_scoped_release>());
-    m.def(
-        "attention_cpu",
-        [](std::uintptr_t q, std::uintptr_t k, std::uintptr_t v, std::uintptr_t out, edm::Dtype dtype,
-           const std::array<std::int64_t, 4>& shape, const std::array<std::int64_t, 3>& strides,
-           const std::array<std::int64_t, 3>& out_strides, std::int64_t threads, const std::string& isa) {
-            edm::attention_cpu({shape[0], shape[1], shape[2], shape[3], dtype, q, k, v, out, strides[0], strides[1],
-                                strides[2], out_strides[0], out_strides[1], out_strides[2]},
-                               threads, isa);
-        },
-        "q"_a, "k"_a, "v"_a, "out"_a, "dtype"_a, "shape"_a, "strides"_a, "out_strides"_a, "threads"_a = 1,
-        "isa"_a = "auto", py::call_guard<py::gil_scoped_release>());
+    register_network_calls(m);
 #ifdef EDM_X86_64
     m.def("is_amd", [] { return __builtin_cpu_is("amd") != 0; });
 #else

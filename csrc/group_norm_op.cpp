@@ -9,8 +9,8 @@
 namespace edm {
 namespace {
 
-// Elements a thread must have to be worth waking: some 10 us of work.
-constexpr std::int64_t kElementsPerThread = 32768;
+// Elements a thread must have to be worth waking: some 5 us of work.
+constexpr std::int64_t kElementsPerThread = 16384;
 
 using Floats = std::unique_ptr<float[]>;
 

@@ -8,6 +8,7 @@
 // neither on its batch nor on the number of threads.
 #pragma once
 
+#include <array>
 #include <string>
 
 #include "advance_call.h"
@@ -35,6 +36,7 @@ struct GroupNormCall {
     int taps = 0;                        // even; the filter is separable, zero-padded by taps / 2 - 1
     float filter[kMostTaps] = {};        // one dimension's, with sum 1
 
+    std::array<std::uintptr_t*, 9> addresses() { return {&x, &beside, &weight, &bias, &out, &keep, &add, &scale, &shift}; }
     std::int64_t pixels() const { return height * width; }
     std::int64_t out_height() const { return resampling == kUp ? 2 * height : resampling == kDown ? height / 2 : height; }
     std::int64_t out_width() const { return resampling == kUp ? 2 * width : resampling == kDown ? width / 2 : width; }

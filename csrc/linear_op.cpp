@@ -8,8 +8,9 @@
 namespace edm {
 namespace {
 
-// Products a thread must have to be worth waking: some 10 us of work.
+// Products a thread must have to be worth waking: some 10 us of work. A weight, which comes from memory, takes as long as 8.
 constexpr std::int64_t kProductsPerThread = 200000;
+constexpr std::int64_t kProductsPerWeight = 8;
 
 void require(bool fine, const std::string& message) {
     if (!fine) {
@@ -28,7 +29,7 @@ void linear_cpu(const LinearCall& call, std::int64_t threads, const std::string&
     }
     require((call.x != 0 && call.weight != 0) || call.inputs == 0, "x and weight must be there");
     require(call.out != 0, "out must be there");
-    const std::int64_t useful = call.rows * call.inputs * call.outputs / kProductsPerThread;
+    const std::int64_t useful = (call.rows + kProductsPerWeight) * call.inputs * call.outputs / kProductsPerThread;
     parallel_ranges(call.outputs, useful < threads ? useful : threads,
                     [&](std::int64_t begin, std::int64_t end) { loop(call, begin, end); });
 }

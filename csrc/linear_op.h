@@ -5,6 +5,7 @@
 // three results with MKL).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 
@@ -16,6 +17,8 @@ struct LinearCall {
     std::int64_t rows = 0, inputs = 0, outputs = 0;
     std::uintptr_t x = 0, weight = 0, bias = 0, add = 0, out = 0;
     bool silu = false;
+
+    std::array<std::uintptr_t*, 5> addresses() { return {&x, &weight, &bias, &add, &out}; }
 };
 
 // linear_isa.cpp, compiled once for each instruction set: outputs [begin, end).

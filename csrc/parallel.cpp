@@ -141,6 +141,7 @@ void work_in_default_modes(void* job) {
 
 void parallel_ranges(std::int64_t total, std::int64_t threads, const RangeBody& body) {
     const DefaultModes modes;
+    if (threads > total) threads = total;
     if (threads <= 1) {
         body(0, total);
         return;

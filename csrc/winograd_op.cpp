@@ -15,8 +15,10 @@ namespace {
 constexpr std::int64_t kBlockFloats = 3072 * 1024 / 4;
 constexpr std::int64_t kLeastTiles = 12;
 static_assert(kLeastTiles <= most_tiles(36), "a block's products must fit products_step");
-// Products a thread must have to be worth waking: some 20 us of work.
-constexpr std::int64_t kProductsPerThread = 2000000;
+// Products a thread must have to be worth waking: some 12 us of work. A weight, which comes from memory, takes as long as
+// 16 products: what a small image of many channels waits for, and two threads read twice as fast as one.
+constexpr std::int64_t kProductsPerThread = 500000;
+constexpr std::int64_t kProductsPerWeight = 16;
 
 void require(bool fine, const std::string& message) {
     if (!fine) {
@@ -54,7 +56,8 @@ void winograd_cpu(const WinogradCall& asked, std::int64_t threads, const std::st
     }
     require(call.x != 0 && call.weight != 0 && call.out != 0, "x, weight and out must be there");
     if (call.m == 1) call.samples = call.height = 1, call.width = tiles;    // pixels have no neighbours
-    const std::int64_t useful = tiles * call.positions() * call.inputs * call.outputs / kProductsPerThread + 1;
+    const std::int64_t each = tiles * call.positions() + (call.m == 1 ? 1 : 9) * kProductsPerWeight;
+    const std::int64_t useful = each * call.inputs * call.outputs / kProductsPerThread + 1;
     const std::int64_t workers = useful < threads ? useful : threads;
     const std::int64_t n = call.positions();
     const std::int64_t fit = std::min(kBlockFloats / (n * call.inputs), most_tiles(n));

@@ -11,6 +11,7 @@
 // neither on its batch nor on the number of threads, nor on whether the processor has AVX2 or AVX-512.
 #pragma once
 
+#include <array>
 #include <string>
 
 #include "advance_call.h"
@@ -28,6 +29,7 @@ struct WinogradCall {
     Dtype dtype = kFloat32;
     std::uintptr_t x = 0, weight = 0, bias = 0, add = 0, out = 0;
 
+    std::array<std::uintptr_t*, 5> addresses() { return {&x, &weight, &bias, &add, &out}; }
     std::int64_t positions() const { return m == 1 ? 1 : (m + 2) * (m + 2); }
     std::int64_t tiles_down() const { return (height + m - 1) / m; }
     std::int64_t tiles_across() const { return (width + m - 1) / m; }

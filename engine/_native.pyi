@@ -83,98 +83,75 @@ class Resampling:
     up: Resampling
     down: Resampling
 
-def group_norm_cpu(
-    x: int,
-    beside: int,
-    weight: int,
-    bias: int,
-    out: int,
-    keep: int,
-    dtype: Dtype,
-    shape: tuple[int, int, int, int, int],
-    groups: int,
-    eps: float,
-    silu: bool,
-    add: int,
-    add_stride: int,
-    scale: int,
-    shift: int,
-    scale_stride: int,
-    keep_scale: float,
-    resampling: Resampling,
-    filter: Sequence[float],
-    threads: int = 1,
-    isa: str = "auto",
-) -> None:
-    """resample(silu((1 + scale) * GroupNorm(cat(x, beside) + add) + shift)) to `out`, and if `keep` is no 0
-    resample(keep_scale * cat(x, beside)) to it; csrc/group_norm_op.h. shape: samples, height, width, channels of x,
-    and of beside. add, scale, shift: float32 [samples, channels] with those strides between samples, or 0. The bits
-    depend on neither `threads` nor the other samples.
+class GroupNormCall:
+    """resample(silu((1 + scale) * GroupNorm(cat(x, beside) + add) + shift)) to `out`, and if there is a `keep`
+    resample(keep_scale * cat(x, beside)) to it; csrc/group_norm_op.h. addresses: of x, beside, weight, bias, out, keep,
+    add, scale, shift; 0 for what there is not. shape: samples, height, width, channels of x, and of beside. add, scale,
+    shift: float32 [samples, channels] with those strides between samples."""
 
-    Raises:
-        ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.
-    """
+    def __init__(
+        self,
+        addresses: Sequence[int],
+        dtype: Dtype,
+        shape: Sequence[int],
+        groups: int,
+        eps: float,
+        silu: bool,
+        add_stride: int,
+        scale_stride: int,
+        keep_scale: float,
+        resampling: Resampling,
+        filter: Sequence[float],
+    ) -> None: ...
 
-def linear_cpu(
-    x: int,
-    weight: int,
-    bias: int,
-    add: int,
-    out: int,
-    rows: int,
-    inputs: int,
-    outputs: int,
-    silu: bool,
-    threads: int = 1,
-    isa: str = "auto",
-) -> None:
-    """out = x W^T + bias + add, or silu of it, in float32; csrc/linear_op.h. Addresses; bias and add may be 0. The bits
-    of a row depend on neither `threads` nor the other rows.
+class LinearCall:
+    """out = x W^T + bias + add, or silu of it, in float32; csrc/linear_op.h. addresses: of x, weight, bias (or 0), add
+    (or 0), out. shape: rows, inputs, outputs."""
 
-    Raises:
-        ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.
-    """
+    def __init__(self, addresses: Sequence[int], shape: Sequence[int], silu: bool) -> None: ...
 
-def attention_cpu(
-    q: int,
-    k: int,
-    v: int,
-    out: int,
-    dtype: Dtype,
-    shape: tuple[int, int, int, int],
-    strides: tuple[int, int, int],
-    out_strides: tuple[int, int, int],
-    threads: int = 1,
-    isa: str = "auto",
-) -> None:
-    """out = softmax(q k^T / sqrt(channels)) v, with float32 within; csrc/attention_op.h. Addresses; shape: samples,
-    heads, length, channels. strides, of all but the channels, in elements: those of q, k and v, and those of out. The
-    bits depend on neither `threads` nor the other samples.
-
-    Raises:
-        ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.
-    """
-
-def winograd_cpu(
-    x: int,
-    weight: int,
-    bias: int,
-    add: int,
-    out: int,
-    dtype: Dtype,
-    shape: tuple[int, int, int, int, int],
-    m: int,
-    threads: int = 1,
-    isa: str = "auto",
-) -> None:
+class WinogradCall:
     """out = conv(x) + bias + add, by tiles of m by m outputs: m = 2 or 4 for a 3x3 kernel, padding 1, m = 1 for a 1x1
-    one; csrc/winograd_op.h. weight: as `networks.winograd.pack` lays it out, whatever m. Addresses; bias and add may be
-    0. shape: samples, height, width, inputs (a multiple of 16), outputs. A sample's bits depend neither on `threads`
-    nor on the other samples.
+    one; csrc/winograd_op.h. weight: as `networks.winograd.pack` lays it out, whatever m. addresses: of x, weight, bias
+    (or 0), add (or 0), out. shape: samples, height, width, inputs (a multiple of 16), outputs."""
+
+    def __init__(self, addresses: Sequence[int], dtype: Dtype, shape: Sequence[int], m: int) -> None: ...
+
+class AttentionCall:
+    """out = softmax(q k^T / sqrt(channels)) v, with float32 within; csrc/attention_op.h. addresses: of q, k, v, out.
+    shape: samples, heads, length, channels. strides, of all but the channels, in elements: those of q, k and v, and
+    those of out."""
+
+    def __init__(
+        self,
+        addresses: Sequence[int],
+        dtype: Dtype,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        out_strides: Sequence[int],
+    ) -> None: ...
+
+NetworkCall = GroupNormCall | LinearCall | WinogradCall | AttentionCall
+
+def run_cpu(call: NetworkCall, threads: int = 1, isa: str = "auto") -> None:
+    """Carry out a call. A sample's bits depend neither on `threads` nor on the other samples. The GIL is released.
 
     Raises:
         ValueError: a size, `threads`, an address or `isa` is not usable; then nothing has been written.
     """
+
+class Program:
+    """Calls that are run one after the other; csrc/program.h. Their addresses are counted from bases, which are said
+    when they are run."""
+
+    def __init__(self) -> None: ...
+    def add(self, call: NetworkCall, bases: Sequence[int]) -> None:
+        """Another call; bases: for each of its addresses, the number of its base. ValueError if not as many."""
+
+    def run(self, bases: Sequence[int], first: int, last: int, threads: int = 1, isa: str = "auto") -> None:
+        """Calls [first, last). The GIL is released. ValueError where there are not so many, or too few bases."""
+
+    def __len__(self) -> int: ...
 
 def is_amd() -> bool:
     """Whether the processor is AMD's."""

@@ -98,7 +98,7 @@ def _specialise(network: nn.Module, device: torch.device) -> None:
 
 def _ops_for(device: torch.device) -> Ops:
     if device.type == "cpu" and native_ops.available():
-        return native_ops.native()
+        return native_ops.NATIVE
     return triton_ops.TRITON if triton_ops.available(device) else TORCH
 
 

@@ -1,14 +1,11 @@
 """What the compiled operations ask of tensors, and the tensors they fill."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from .ops import Resample
 
 Shape = tuple[int, int, int, int]
-Empty = Callable[[Tensor, Shape], Tensor]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

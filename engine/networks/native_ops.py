@@ -4,8 +4,7 @@ once, and the sum that follows is inside."""
 
 import importlib.util
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops, winograd
-from .activations import Activations
 from .dense import (
     DTYPES,
-    Empty,
     empty,
     output_shapes,
     require_dense,
@@ -28,13 +25,12 @@ from .dense import (
     suits,
 )
 from .ops import Packed, Resample
-from .tape import whole
+from .tape import extension, native
 from .winograd import tile_for
 
 if TYPE_CHECKING:
     from engine import _native
 
-_NOTHING = nullcontext()
 _KEYS = 2**20  # numbers in a head's keys: each worker lays out its own, and keeps the memory, 8 bytes for each
 _PACKED_SHAPES = 2  # kept of a layer's weight: a job's batches, and its last
 
@@ -52,7 +48,6 @@ def group_norm(
     scale_shift: tuple[Tensor, Tensor] | None = None,
     resample: Resample | None = None,
     keep: float | None = None,
-    make: Empty = empty,
 ) -> tuple[Tensor, Tensor]:
     """`ops.group_norm`, closer to float64 than it in half precision, and faster (`bench/bench_unet.py`).
 
@@ -75,19 +70,11 @@ def group_norm(
     shape, kept_shape = output_shapes(x, beside, resample, keep)
     resampling = (resamplings[None if resample is None else resample.up], () if resample is None else resample.taps)
 
-    def normalise(
-        x: Tensor, beside: Tensor | None, add: Tensor | None, scale: Tensor | None, shift: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        out, kept = make(x, shape), None if kept_shape is None else make(x, kept_shape)
-        with _shown("edm::group_norm"):
-            _extension().group_norm_cpu(
-                x.data_ptr(), _address(beside), weight.data_ptr(), bias.data_ptr(), out.data_ptr(), _address(kept),
-                *norm, _address(add), strides[0], _address(scale), _address(shift), strides[1],
-                1.0 if keep is None else keep, *resampling, torch.get_num_threads(),
-            )  # fmt: skip
-        return out, kept
-
-    out, kept = whole(normalise, x, beside, add, scale, shift)
+    out, kept = empty(x, shape), None if kept_shape is None else empty(x, kept_shape)
+    native(
+        "GroupNorm", (x, beside, weight, bias, out, kept, add, scale, shift), *norm, *strides,
+        1.0 if keep is None else keep, *resampling,
+    )  # fmt: skip
     return out, x if kept is None else kept
 
 
@@ -98,7 +85,6 @@ def conv2d(
     padding: int,
     add: Tensor | None = None,
     packed: Packed | None = None,
-    make: Empty = empty,
 ) -> Tensor:
     """`ops.conv2d`, by Winograd's filtering where `winograd.tile_for` says so, otherwise by oneDNN.
 
@@ -111,7 +97,7 @@ def conv2d(
     m = tile_for(x, weight, padding) if suits(add) else None
     if m is not None:
         own = _packed(packed, "winograd", lambda: winograd.pack(weight))
-        return _convolve(x, own, weight.shape[0], bias, add, m, make)
+        return _convolve(x, own, weight.shape[0], bias, add, m)
     if not winograd.onednn_knows(x.dtype):
         return ops.conv2d(x, weight, bias, padding, add)
     pads, ones = [padding, padding], [1, 1]
@@ -145,7 +131,6 @@ def _convolve(
     bias: Tensor | None,
     add: Tensor | None,
     m: int,
-    make: Empty = empty,
 ) -> Tensor:
     """By Winograd's filtering, of a packed weight; a sample's bits depend on nothing else."""
     inputs = weight.shape[1]
@@ -158,17 +143,9 @@ def _convolve(
         raise ValueError(f"add is {list(add.shape)}; allowed: {[batch, outputs, height, width]}")
     dtype, sizes = _names()[0][x.dtype], (batch, height, width, inputs, outputs)
 
-    def convolve(x: Tensor, add: Tensor | None) -> Tensor:
-        out = make(x, (batch, outputs, height, width))
-        with _shown("edm::winograd"):
-            _extension().winograd_cpu(
-                x.data_ptr(), weight.data_ptr(), _address(bias), _address(add), out.data_ptr(), dtype, sizes, m,
-                torch.get_num_threads(),
-            )  # fmt: skip
-        return out
-
-    made: Tensor = whole(convolve, x, add)
-    return made
+    out = empty(x, (batch, outputs, height, width))
+    native("Winograd", (x, weight, bias, add, out), dtype, sizes, m)
+    return out
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None = None, silu: bool = False) -> Tensor:
@@ -184,20 +161,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, add: Tensor | None
         raise ValueError(f"{given}; allowed: [B, {weight.shape[1]}], and None or [B, {weight.shape[0]}]")
     sizes = (*x.shape, weight.shape[0])
 
-    def multiply(x: Tensor, add: Tensor | None) -> Tensor:
-        out = x.new_empty(shape)
-        with _shown("edm::linear"):
-            _extension().linear_cpu(
-                x.data_ptr(), weight.data_ptr(), _address(bias), _address(add), out.data_ptr(), *sizes, silu,
-                torch.get_num_threads(),
-            )  # fmt: skip
-        return out
-
-    made: Tensor = whole(multiply, x, add)
-    return made
+    out = x.new_empty(shape)
+    native("Linear", (x, weight, bias, add, out), sizes, silu)
+    return out
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, make: Empty = empty) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`ops.attention`; what it does not know torch computes, and bfloat16 where there is AMX.
 
     On an AMD with AVX-512 in half of torch's time, in float16 a quarter; with AVX2 alone in about torch's. A sample's
@@ -208,18 +177,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, make: Empty = empty) -> Tensor:
     batch, heads, length, channels = shape = tuple(q.shape)
     dtype, strides = _names()[0][q.dtype], q.stride()[:3]
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = make(q, (batch, heads * channels, length, 1)).permute(0, 2, 3, 1).view(batch, length, heads, channels)
-        out = out.transpose(1, 2)
-        with _shown("edm::attention"):
-            _extension().attention_cpu(
-                q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), dtype, shape, strides, out.stride()[:3],
-                torch.get_num_threads(),
-            )  # fmt: skip
-        return out
-
-    made: Tensor = whole(attend, q, k, v)
-    return made
+    out = empty(q, (batch, heads * channels, length, 1)).permute(0, 2, 3, 1).view(batch, length, heads, channels)
+    out = out.transpose(1, 2)
+    native("Attention", (q, k, v, out), dtype, shape, strides, out.stride()[:3])
+    return out
 
 
 def _attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -232,17 +193,9 @@ def _attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 @cache
-def _extension():  # type: ignore[no-untyped-def]  # a module; its types are in engine/_native.pyi
-    """Imported once: to import it in every call took 2% of a small network's time at batch 1."""
-    from engine import _native
-
-    return _native
-
-
-@cache
 def _names() -> tuple[dict[torch.dtype, "_native.Dtype"], dict[bool | None, "_native.Resampling"]]:
     """What the extension calls dtypes, and resampling by whether it is up."""
-    dtype, resampling = _extension().Dtype, _extension().Resampling
+    dtype, resampling = extension().Dtype, extension().Resampling
     dtypes = {torch.float32: dtype.float32, torch.bfloat16: dtype.bfloat16, torch.float16: dtype.float16}
     return dtypes, {None: resampling.none, True: resampling.up, False: resampling.down}
 
@@ -252,22 +205,4 @@ def available() -> bool:
     return importlib.util.find_spec("engine._native") is not None
 
 
-def _shown(name: str) -> AbstractContextManager[object]:
-    """Makes a call into the extension an event of torch's profiler, where that is on; otherwise costs 0.2 us."""
-    return torch.profiler.record_function(name) if torch.autograd.profiler._is_profiler_enabled else _NOTHING
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def native() -> ops.Ops:
-    """The operations for one prepared network, with memory of its own for what they return."""
-    make = Activations().empty
-    return ops.Ops(
-        "native",
-        partial(group_norm, make=make),
-        partial(conv2d, make=make),
-        linear,
-        partial(attention, make=make),
-    )
+NATIVE = ops.Ops("native", group_norm, conv2d, linear, attention)

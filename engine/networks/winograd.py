@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_PRODUCTS_WORTH_A_CALL = 400_000  # of a single image
+_PRODUCTS_WORTH_A_CALL = 1_000_000  # of a single image
 _PANEL = 32  # kPanel of csrc/winograd_op.h
 
 

@@ -38,7 +38,7 @@ def check_against_torch(qkv, got):
 
 @pytest.fixture(params=_native.normal_isas())
 def isa(request, monkeypatch):
-    choose_isa(monkeypatch, "attention_cpu", request.param)
+    choose_isa(monkeypatch, "run_cpu", request.param)
     monkeypatch.setattr(winograd, "has_amx", lambda: False)
     return request.param
 
@@ -72,7 +72,7 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads_nor_on_width(dtype, mon
     finally:
         torch.set_num_threads(before)
     if {"avx2", "avx512"} <= set(_native.normal_isas()):
-        choose_isa(monkeypatch, "attention_cpu", "avx2")
+        choose_isa(monkeypatch, "run_cpu", "avx2")
         assert torch.equal(native_ops.attention(*qkv), together)
 
 
@@ -112,7 +112,7 @@ def test_the_result_lies_as_the_next_convolution_reads_it():
 
 
 def test_what_it_does_not_know_torch_computes(monkeypatch):
-    monkeypatch.setattr(_native, "attention_cpu", None)
+    monkeypatch.setattr(_native, "run_cpu", None)
     q, k, v = case((2, 2, 16, 8), torch.float32)
     spread = [t.transpose(2, 3).contiguous().transpose(2, 3) for t in (q, k, v)]
     fewer = [q, k[:, :, :7], v[:, :, :7]]
@@ -137,17 +137,17 @@ def test_errors():
     dtype = _native.Dtype.float32
     for shape, message in (((1, 1, 1, 0), "channels must be positive"), ((1, 1, 1, 1), "must be there")):
         with pytest.raises(ValueError, match=f"attention: .*{message}"):
-            _native.attention_cpu(0, 0, 0, 0, dtype, shape, (1, 1, 1), (1, 1, 1))
+            _native.run_cpu(_native.AttentionCall([0] * 4, dtype, shape, (1, 1, 1), (1, 1, 1)))
     with pytest.raises(ValueError, match="attention: threads must be in"):
-        _native.attention_cpu(0, 0, 0, 0, dtype, (1, 1, 1, 1), (1, 1, 1), (1, 1, 1), 0)
+        _native.run_cpu(_native.AttentionCall([0] * 4, dtype, (1, 1, 1, 1), (1, 1, 1), (1, 1, 1)), 0)
     with pytest.raises(ValueError, match="attention: q must be float32, float16 or bfloat16"):
-        _native.attention_cpu(1, 1, 1, 1, _native.Dtype.float64, (1, 1, 1, 1), (1, 1, 1), (1, 1, 1))
+        _native.run_cpu(_native.AttentionCall([1] * 4, _native.Dtype.float64, (1, 1, 1, 1), (1, 1, 1), (1, 1, 1)))
 
 
 def test_prepared_networks_use_it(monkeypatch):
     calls = []
-    plain = _native.attention_cpu
-    monkeypatch.setattr(_native, "attention_cpu", lambda *a: calls.append(a[5]) or plain(*a))
+    plain = _native.AttentionCall
+    monkeypatch.setattr(_native, "AttentionCall", lambda *a: calls.append(a[2]) or plain(*a))
     denoiser = small_unet()
     prepared = engine.Engine(denoiser).denoiser
     blocks = sum(getattr(module, "num_heads", 0) > 0 for module in denoiser.modules())

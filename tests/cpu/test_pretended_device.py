@@ -12,8 +12,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-# A churned plan with guidance, and whatever is not the same again for another plan, dtype or network.
+# A churned plan with guidance, each backend, and whatever is not the same again for another plan, dtype or network.
 _QUICK = [
+    "backends_and and dtype0-state_dtype0 and loop",
     "replay and churned and rescaled",
     "shipped_network and dtype0",
     "not (replay or backends_and or shipped or growth or threads and auto)",

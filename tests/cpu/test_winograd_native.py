@@ -31,11 +31,9 @@ def filtered(x, weight, bias, past, m, threads=2, isa="auto"):
     packed = winograd.pack(weight)
     inputs = packed.shape[1]
     x = F.pad(x, (0, 0, 0, 0, 0, inputs - x.shape[1])).contiguous(memory_format=torch.channels_last)
-    _native.winograd_cpu(
-        x.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        0 if past is None else past.data_ptr(), out.data_ptr(), native_ops._names()[0][x.dtype],
-        (batch, height, width, inputs, len(weight)), m, threads, isa,
-    )  # fmt: skip
+    addresses = [0 if t is None else t.data_ptr() for t in (x, packed, bias, past, out)]
+    sizes = (batch, height, width, inputs, len(weight))
+    _native.run_cpu(_native.WinogradCall(addresses, native_ops._names()[0][x.dtype], sizes, m), threads, isa)
     return out
 
 
@@ -115,17 +113,16 @@ def test_a_sample_that_is_not_finite_stays_alone():
         ({"threads": 0}, r"threads must be in \[1, 1024\], got 0"),
         ({"dtype": _native.Dtype.float64}, "x must be float32, float16 or bfloat16"),
         ({"isa": "mmx"}, 'got "mmx"'),
-        ({"x": 0}, "x, weight and out must be there"),
+        ({"addresses": [0] * 5}, "x, weight and out must be there"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(changed, named):
     out = torch.full((1, 16, 4, 4), 7.0)
-    arguments = {
-        "x": out.data_ptr(), "weight": out.data_ptr(), "bias": 0, "add": 0, "out": out.data_ptr(),
-        "dtype": _native.Dtype.float32, "shape": (1, 4, 4, 16, 16), "m": 2,
-    }  # fmt: skip
+    addresses = [out.data_ptr(), out.data_ptr(), 0, 0, out.data_ptr()]
+    call = {"addresses": addresses, "dtype": _native.Dtype.float32, "shape": (1, 4, 4, 16, 16), "m": 2} | changed
+    how = {name: call.pop(name) for name in ("threads", "isa") if name in call}
     with pytest.raises(ValueError, match=named):
-        _native.winograd_cpu(**(arguments | changed))
+        _native.run_cpu(_native.WinogradCall(**call), **how)
     assert bool((out == 7).all())
 
 

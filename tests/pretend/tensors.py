@@ -65,7 +65,8 @@ def mapped(change: Callable[[Any], Any], given: Any) -> Any:
     a third of the time of everything done here.
     """
     if isinstance(given, list | tuple):
-        return type(given)([mapped(change, each) for each in given])
+        inside = [mapped(change, each) for each in given]
+        return type(given)(*inside) if hasattr(given, "_fields") else type(given)(inside)
     if isinstance(given, dict):
         return {key: mapped(change, each) for key, each in given.items()}
     return change(given)

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 import engine
 from engine.cli import cli
-from engine.networks.native_ops import native
+from engine.networks.native_ops import NATIVE
 from engine.verify import precision
 from tests.helpers import small_unet, wavy
 
@@ -32,14 +32,13 @@ def test_every_layer_within_the_yardstick(dtype):
 
 
 def test_a_wrong_operation_shows_where_it_begins(monkeypatch):
-    operations = native()
-    right = operations.group_norm
+    right = NATIVE.group_norm
 
     def wrong(x, *arguments, **around):
         y, past = right(x, *arguments, **around)
         return (y * 1.1 if x.shape[2] == 8 else y), past
 
-    monkeypatch.setattr("engine.prepare._ops_for", lambda device: replace(operations, group_norm=wrong))
+    monkeypatch.setattr("engine.prepare._ops_for", lambda device: replace(NATIVE, group_norm=wrong))
     found = precision.layers(small_unet(), torch.bfloat16, "cpu", torch.zeros(2, 1, 16, 16))
     bad = [layer.name for layer in found if layer.prepared > 1.5 * layer.plain and layer.prepared > 1e-6]
     assert bad[0].startswith("enc.8x8")

@@ -31,7 +31,7 @@ LAYERS = [
         "networks.ops",
         "networks.sizes",
         "networks.dense",
-        "networks.activations",
+        "networks.arena",
         "networks.winograd",
         "networks.native_ops",
         "networks.tape",

@@ -1,0 +1,277 @@
+"""Remembered evaluations: the bits of the network, whatever is put in, and the network itself where somebody looks."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import engine
+from engine import _native
+from engine.measure import peak_bytes
+from engine.networks.arena import Storage, plan
+from engine.networks.tape import Remembered, native
+from engine.preconditioning import EDM
+from tests.helpers import small_unet
+
+
+def linear(x, weight, add=None):
+    """x W^T + add by our own call."""
+    out = x.new_empty(len(x), len(weight))
+    native("Linear", (x, weight, None, add, out), (*x.shape, len(weight)), False)
+    return out
+
+
+class Network(nn.Module):
+    """Operations of every form: views, several results, in place, lists, keywords; and calls of ours, of inputs, of
+    what torch made and of each other's results, whose results torch reads, writes and looks at."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 4))
+        self.square = nn.Parameter(torch.linspace(-1, 1, 64).reshape(8, 8))
+        self.calls = 0
+
+    def forward(self, x, c_noise, labels=None):
+        self.calls += 1
+        first, second = x.chunk(2, dim=1)
+        both = torch.cat([first, second * self.weight], dim=1)
+        both += c_noise[:, None]
+        y = linear(x, self.square.t().contiguous())
+        for _ in range(3):
+            y = linear(y, self.square, add=both)
+        y.add_(1)
+        above, below = y.view(len(x), 2, 4).unbind(1)
+        y = linear(torch.cat([below, above], dim=1), self.square, add=y)
+        y = torch.zeros_like(y, dtype=torch.float64).add_(y).to(torch.float32)
+        y = y if labels is None else y + labels.sum(dim=1, keepdim=True)
+        return linear(y, self.square[:3])
+
+
+def inputs(seed, batch=3, labels=True):
+    generator = torch.Generator().manual_seed(seed)
+    x, c_noise, given = (torch.randn(batch, *shape, generator=generator) for shape in ((8,), (), (5,)))
+    return x, c_noise, given if labels else None
+
+
+@torch.no_grad()
+def test_replays_are_the_network_to_the_bit():
+    network = Network()
+    remembered = Remembered(network)
+    for seed in range(6):
+        for labels in (True, False):
+            of = inputs(seed, labels=labels)
+            assert torch.equal(remembered(*of), network(*of))
+    assert network.calls == 12 + 4  # the first of a shape, and the one that is recorded
+
+
+@torch.no_grad()
+def test_results_are_nobody_elses():
+    remembered = Remembered(Network())
+    kept = [remembered(*inputs(seed)) for seed in range(5)]
+    copies = [out.clone() for out in kept]
+    remembered(*inputs(9))
+    assert all(map(torch.equal, kept, copies))
+
+
+@torch.no_grad()
+def test_few_shapes_are_kept():
+    network = Network()
+    remembered = Remembered(network)
+    for batch in (1, 2, 3, 4, 5, 5, 5, 4, 4, 4, 5):
+        of = inputs(batch, batch)
+        assert torch.equal(remembered(*of), network(*of))
+    assert len(remembered._tapes) == 2
+    before = network.calls
+    remembered(*inputs(0, 4))
+    assert network.calls == before
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@torch.no_grad()
+def test_hooks_are_called(register):
+    network = nn.Sequential(nn.Linear(8, 8), nn.SiLU())
+    remembered, x, seen = Remembered(network), torch.ones(2, 8), []
+    for _ in range(4):
+        remembered(x)
+    for module in (network[0], torch.nn.modules.module):
+        add = getattr(module, register if module is network[0] else register.replace("register_", "register_module_"))
+        handle = add(lambda *of: seen.append(of[0]))
+        remembered(x)
+        assert network[0] in seen
+        handle.remove()
+        seen.clear()
+        remembered(x)
+        assert seen == []
+
+
+def test_gradients_pass():
+    remembered, x = Remembered(Deep(nn.functional.linear)), torch.ones(2, 64)
+    with torch.no_grad():
+        for _ in range(3):
+            remembered(x)
+    remembered(x.requires_grad_()).sum().backward()
+    assert x.grad is not None
+
+
+@torch.no_grad()
+def test_threads_replay_side_by_side():
+    network = Network()
+    remembered, wrong = Remembered(network), []
+
+    def work(first):
+        with torch.no_grad():
+            for seed in range(first, first + 40):
+                of = inputs(seed, batch=2 + seed % 2)
+                if not torch.equal(remembered(*of), network(*of)):
+                    wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(100 * i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+class Deep(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.weights = nn.ParameterList(torch.eye(64) for _ in range(9))
+        self.layer = layer
+
+    def forward(self, x):
+        for weight in self.weights:
+            x = self.layer(x, weight)
+        return x
+
+
+@pytest.mark.parametrize("layer", [linear, nn.functional.linear])
+@torch.no_grad()
+def test_a_replay_holds_no_more_than_the_network_and_neither_does_the_recording(layer):
+    network, of = Deep(layer), (torch.ones(8, 64),)
+    remembered = Remembered(network)
+    there = [*of, *network.parameters()]
+    held = peak_bytes(lambda: network(*of), there)
+    assert held == 2 * of[0].nbytes
+    assert peak_bytes(lambda: remembered._record("key", of), there) <= held + of[0].nbytes  # the result's copy
+    tape = remembered._tapes["key"]
+    assert tape.nbytes + peak_bytes(lambda: tape(*of), there) <= held + of[0].nbytes
+    assert (layer is linear) == (tape.nbytes > 0)
+
+
+@torch.no_grad()
+def test_who_looks_at_torchs_operations_sees_those_of_the_network():
+    network, of = Network(), inputs(0)
+    remembered = Remembered(network)
+    for _ in range(3):
+        remembered(*of)
+    assert peak_bytes(lambda: remembered(*of), of) == peak_bytes(lambda: network(*of), of)
+
+
+@torch.no_grad()
+def test_a_profile_shows_our_calls():
+    network, of, seen = Network(), inputs(0), []
+    remembered = Remembered(network)
+    for call in (network, remembered, remembered, remembered):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+            call(*of)
+        seen.append([event.name for event in profile.events() if event.name.startswith("edm::")])
+    assert seen == [["edm::Linear"] * 6] * 4
+
+
+class Hidden(nn.Module):
+    """With a view that torch's dispatcher is not told of."""
+
+    def forward(self, x):
+        y = x * 2
+        return y.data + 1
+
+
+@torch.no_grad()
+def test_what_cannot_be_followed_is_not_replayed():
+    remembered = Remembered(Hidden())
+    for seed in range(4):
+        x = inputs(seed)[0]
+        assert torch.equal(remembered(x), x * 2 + 1)
+
+
+@torch.no_grad()
+def test_inputs_in_one_storage_are_kept_apart():
+    network = Deep(lambda x, _: x)
+    network.forward = lambda x, y: x - 2 * y
+    remembered, one = Remembered(network), torch.ones(2)
+    for _ in range(2):
+        remembered(one, one)
+    assert torch.equal(remembered(one, 3 * one), -5 * one)
+
+
+@torch.no_grad()
+def test_a_replay_that_fails_leaves_the_tape_whole():
+    network, of = Network(), inputs(0)
+    remembered = Remembered(network)
+    for _ in range(3):
+        expected = remembered(*of)
+    tape = remembered.tape_for(*of)
+    with pytest.raises(RuntimeError):
+        tape(of[0], of[1], None)
+    assert torch.equal(remembered(*of), expected)
+    assert len(tape._arenas) == len(tape._idle) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 20), st.integers(0, 20)), max_size=40))
+def test_no_two_storages_that_are_needed_at_once_overlap(drawn):
+    storages = [Storage(nbytes, first, first + more) for nbytes, first, more in drawn]
+    size = plan(storages)
+    for i, a in enumerate(storages):
+        assert a.offset % 64 == 0
+        assert a.offset + a.nbytes <= size
+        for b in storages[:i]:
+            apart = a.offset + a.nbytes <= b.offset or b.offset + b.nbytes <= a.offset
+            assert apart or a.last < b.first or b.last < a.first or not (a.nbytes and b.nbytes)
+
+
+def test_what_follows_what_shares_its_memory():
+    assert plan([Storage(100, i, i + 1) for i in range(50)]) == 256
+    assert plan([]) == 0
+
+
+def test_programs_refuse_what_they_cannot_run():
+    program, call = _native.Program(), _native.LinearCall([0] * 5, (0, 1, 1), False)
+    with pytest.raises(ValueError, match="program: the call has 5 addresses, got 4 bases"):
+        program.add(call, [0] * 4)
+    program.add(call, [0, 0, 0, 0, 2])
+    with pytest.raises(ValueError, match="program: there must be 3 bases, got 2"):
+        program.run([0, 0], 0, 1)
+    with pytest.raises(ValueError, match=r"program: there are 1 calls, not \[0, 2\)"):
+        program.run([0, 0, 0], 0, 2)
+    with pytest.raises(ValueError, match=r"program: there are 1 calls, not \[1, 0\)"):
+        program.run([0, 0, 0], 1, 0)
+    program.run([0, 0, 0], 0, 1)
+    assert len(program) == 1
+
+
+def test_engines_remember_our_networks_and_no_others():
+    sampler = engine.samplers.edm(steps=6)
+    ours = engine.Engine(small_unet(), sampler=sampler)
+    calls = []
+    handle = ours.denoiser.model.register_forward_hook(lambda *of: calls.append(1))
+    listened = ours.sample(seeds=[1, 2])
+    assert len(calls) == 11
+    handle.remove()
+    assert torch.equal(ours.sample(seeds=[1, 2]), listened)
+    assert [tape is not None for tape in ours.denoiser.remembered._tapes.values()] == [True]
+
+    class Wrapped(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x, c_noise):
+            return self.network(x, c_noise) * (2 if c_noise.mean() > 0 else 1)
+
+    unet = small_unet()
+    wrapped = engine.Denoiser(Wrapped(unet.model), EDM(), img_shape=unet.img_shape)
+    assert engine.Engine(wrapped).denoiser.remembered is None
