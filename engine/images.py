@@ -118,6 +118,7 @@ def save_grid(
         raise ValueError(f"images has shape {list(images.shape)}; allowed: [N, 1 or 3, H, W], N from 1")
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"labels has {len(labels)} entries; allowed: one an image ({len(images)})")
+    require("labels", labels, labels is None or all(isinstance(each, str) for each in labels), "texts, or None")
     _require_png(path)
     scale = integer("scale", scale, 1)
     ok = columns is None or is_integer(columns, 1)

@@ -87,8 +87,8 @@ def modules(network: nn.Module) -> str:
 def _record(settings: Mapping[str, Any]) -> dict[str, Any]:
     """With the versions that draw."""
     versions = {"engine": version("edm-engine"), "torch": torch.__version__, "processor": platform.machine()}
-    describe = _Description()
-    return {name: describe.of(value) for name, value in (dict(settings) | versions).items()}
+    described: dict[str, Any] = _Description().of(dict(settings) | versions)
+    return described
 
 
 def _read(path: Path) -> dict[str, Any]:

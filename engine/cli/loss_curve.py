@@ -31,7 +31,7 @@ from .types import OutFile
     show_default=True,
     help="Of the noise, and of the untrained network.",
 )
-@click.option("--plot", "picture", type=OutFile(), help="Also draw a PNG.")
+@click.option("--plot", "picture", type=OutFile(".png"), help="Also draw a PNG.")
 @click.option("--json", "out", type=OutFile(), help="Also write the table as JSON.")
 @data_option
 def loss_curve_command(

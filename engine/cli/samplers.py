@@ -14,6 +14,7 @@ from ..preconditioning import EDM
 from ..samplers import REGISTRY
 from .plot import plot_plan
 from .sampler_options import sampler_options, take_sampler
+from .types import OutFile
 
 
 @click.command("samplers")
@@ -34,9 +35,13 @@ def samplers_command(markdown: bool) -> None:
 @click.option("--model", help="Compile for this network; without it for EDM preconditioning of any range.")
 @click.option("--table", is_flag=False, flag_value="-", help="Every column as CSV, printed or written to a file.")
 @click.option(
-    "--plot", is_flag=False, flag_value="plan.png", help="Draw sigma, step sizes and churn: plan.png or a file."
+    "--plot",
+    is_flag=False,
+    flag_value="plan.png",
+    type=OutFile(".png"),
+    help="Draw sigma, step sizes and churn: plan.png or a file.",
 )
-def plan(model: str | None, table: str | None, plot: str | None, **options: Any) -> None:
+def plan(model: str | None, table: str | None, plot: Path | None, **options: Any) -> None:
     """Print the plan of a sampler: one row an evaluation."""
     sampler = take_sampler(options)
     if not isinstance(sampler, Sampler):
@@ -46,7 +51,7 @@ def plan(model: str | None, table: str | None, plot: str | None, **options: Any)
     lines = [",".join(COLUMNS), *(",".join(repr(float(v)) for v in row) for row in compiled.table)]
     click.echo("\n".join(lines) if table == "-" else str(compiled))
     if plot is not None:
-        plot_plan(compiled, Path(plot))
+        plot_plan(compiled, plot)
     if table not in (None, "-"):
         with atomic_path(Path(table)) as temporary:
             temporary.write_text("\n".join(lines) + "\n")

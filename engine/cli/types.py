@@ -71,13 +71,16 @@ class JsonObject(click.ParamType):
 
 
 class OutFile(click.Path):
-    """A file to be written, after work that would be lost: whether it can be is asked first."""
+    """A file to be written, after work that would be lost: whether it can be is asked first. suffix: it must have."""
 
-    def __init__(self) -> None:
+    def __init__(self, suffix: str = "") -> None:
         super().__init__(path_type=str, dir_okay=False)
+        self.suffix = suffix
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(str(super().convert(value, param, ctx)))
+        if not path.name.lower().endswith(self.suffix):
+            self.fail(f"{str(path)!r}; allowed: a file of this kind, {self.suffix}", param, ctx)
         parent = next(p for p in path.absolute().parents if os.path.exists(p))
         if not path.name or not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
             self.fail(

@@ -104,6 +104,7 @@ def test_a_plan_as_a_picture(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [
+        ("plan", ["--plot", "plan.pdf"], "'plan.pdf'; allowed: a file of this kind, .png"),
         ("sample", ["--guide", "fashion-mnist"], "--guide needs --guidance"),
         ("sample", ["--guidance-rescale", "0.5"], "--guidance-rescale needs --guidance"),
         ("sample", ["--guidance=2", "--guide=x", "--negative=1"], "--negative and --guide exclude each other"),

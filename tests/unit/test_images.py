@@ -117,6 +117,7 @@ def test_grid_places_images_row_by_row(tmp_path):
     [
         (torch.zeros(2, 2, 4, 4), {}, r"images has shape \[2, 2, 4, 4\]; allowed: \[N, 1 or 3, H, W\]"),
         (torch.zeros(2, 1, 4, 4), {"labels": ["a"]}, "labels has 1 entries; allowed: one an image"),
+        (torch.zeros(2, 1, 4, 4), {"labels": [1, 2]}, r"labels is \[1, 2\]; allowed: texts, or None"),
         (torch.zeros(2, 1, 4, 4), {"scale": 0}, "scale is 0; allowed: an integer from 1"),
         (torch.zeros(2, 1, 4, 4), {"scale": 1.5}, "scale is 1.5; allowed: an integer from 1"),
         (torch.zeros(2, 1, 4, 4), {"columns": 0}, "columns is 0; allowed: an integer from 1, or None"),

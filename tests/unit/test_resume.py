@@ -464,6 +464,16 @@ def test_a_job_that_cannot_begin_loses_nothing(tmp_path, format):
     assert tree(tmp_path) == before
 
 
+def test_settings_of_any_names_are_those_of_the_resumed_job(tmp_path):
+    settings = {1: 2, "folds": {3: 4}, (5, 6): None}
+    draw(tmp_path, settings=settings)
+    before = tree(tmp_path)
+    draw(tmp_path, settings=settings, resume=True)
+    assert tree(tmp_path) == before
+    with pytest.raises(ValueError, match="1 is 7; allowed: 2"):
+        draw(tmp_path, settings=settings | {1: 7}, resume=True)
+
+
 def test_an_earlier_job_can_be_resumed_until_its_lists_are_gone(monkeypatch, tmp_path):
     draw(tmp_path)
     before = tree(tmp_path)
