@@ -70,7 +70,7 @@ def variants(
 
     calls: dict[str, Call] = {"usual": call(usual, x), "plain": call(plain, x_half)}
     calls["engine"] = partial(prepared.call_network, x_half, c_noise, labels)
-    for _ in range(2):  # the second is recorded on a CPU, those that follow are replayed
+    for _ in range(3):  # the second is recorded on a CPU, the third makes the memory in which they are replayed
         calls["engine"]()
     held = {variant: float(peak_bytes(call, [])) for variant, call in calls.items()}
     tape = prepared.remembered and prepared.remembered.tape_for(x_half, c_noise, labels)

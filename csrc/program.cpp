@@ -27,7 +27,7 @@ void Program::add(const NetworkCall& call, const std::vector<std::size_t>& bases
     const std::size_t count = std::visit([](auto known) { return known.addresses().size(); }, call);
     require(bases.size() == count,
             "the call has " + std::to_string(count) + " addresses, got " + std::to_string(bases.size()) + " bases");
-    for (const std::size_t base : bases) bases_ = std::max(bases_, base + 1);
+    for (const std::size_t base : bases) last_base_ = std::max(last_base_, base);
     steps_.push_back({call, bases});
 }
 
@@ -35,7 +35,8 @@ void Program::run(const std::vector<std::uintptr_t>& bases, std::size_t first, s
                   const std::string& isa) const {
     require(first <= last && last <= size(), "there are " + std::to_string(size()) + " calls, not [" +
                                                  std::to_string(first) + ", " + std::to_string(last) + ")");
-    require(bases.size() >= bases_, "there must be " + std::to_string(bases_) + " bases, got " + std::to_string(bases.size()));
+    require(steps_.empty() || bases.size() > last_base_,
+            "base " + std::to_string(last_base_) + " is asked for, got " + std::to_string(bases.size()) + " bases");
     for (std::size_t i = first; i < last; ++i) {
         NetworkCall call = steps_[i].call;
         std::visit(

@@ -39,7 +39,7 @@ private:
         std::vector<std::size_t> bases;
     };
     std::vector<Step> steps_;
-    std::size_t bases_ = 0;              // how many there must be
+    std::size_t last_base_ = 0;          // of all calls
 };
 
 }  // namespace edm

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .denoiser import Denoiser, network_dtype
 from .modes import own_modes
-from .networks.tape import Remembered
+from .networks.remembered import Remembered
 from .probe import network_inputs, sigmas_of
 from .warn import warn_caller
 

@@ -15,7 +15,7 @@ from . import tensor_file
 from .allowed import integer, is_number, require
 from .networks import DhariwalUNet, SongUNet
 from .networks.block import Share
-from .networks.tape import Remembered
+from .networks.remembered import Remembered
 from .preconditioning import Preconditioning, require_preconditioning
 
 _NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}

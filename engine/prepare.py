@@ -11,7 +11,7 @@ from .networks.block import UNetBlock, gather_affines
 from .networks.layers import Conv2d, GroupNorm, Linear, PositionalEmbedding
 from .networks.ops import TORCH, Ops
 from .networks.precision import cast_network, is_cast
-from .networks.tape import Remembered
+from .networks.remembered import Remembered
 from .warn import warn_caller
 
 
@@ -34,8 +34,7 @@ def prepare(denoiser: Denoiser, dtype: torch.dtype, device: torch.device) -> Den
         prepared = _copy(denoiser, {}).to(device).eval()
         _specialise(prepared.model, device)  # before the cast: weights are scaled in float32
         cast_network(prepared.model, dtype)
-    # Other modules, of our layers or not, may decide by values.
-    if device.type == "cpu" and type(prepared.model) in (SongUNet, DhariwalUNet):
+    if device.type == "cpu" and type(prepared.model) in (SongUNet, DhariwalUNet) and _is_whole(prepared.model):
         prepared.remembered = Remembered(prepared.model)
     return prepared
 
@@ -59,6 +58,14 @@ def compile_network(prepared: Denoiser) -> None:
 def is_ours(network: nn.Module) -> bool:
     """Whether a network is made of this package's layers."""
     return any(isinstance(module, Conv2d | GroupNorm) for module in network.modules())
+
+
+def _is_whole(network: nn.Module) -> bool:
+    """Whether it has no module but ours and torch's: others may decide by values, or count their calls."""
+    return all(
+        type(module).__module__.partition(".")[0] in (__name__.partition(".")[0], "torch")
+        for module in network.modules()
+    )
 
 
 def _warn_of_tf32(network: nn.Module) -> None:

@@ -25,7 +25,8 @@ from .dense import (
     suits,
 )
 from .ops import Packed, Resample
-from .tape import extension, native
+from .recording import apart, native
+from .tape import extension
 from .winograd import tile_for
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def conv2d(
 def _packed(packed: Packed, key: torch.Size | str, pack: Callable[[], Tensor]) -> Tensor:
     own = packed.get(key)
     if own is None:
-        own = pack()
+        with apart():
+            own = pack()
         for oldest in list(packed)[: 1 - _PACKED_SHAPES]:  # a copy: other threads may be at it too
             packed.pop(oldest, None)
         packed[key] = own

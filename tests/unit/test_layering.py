@@ -35,6 +35,8 @@ LAYERS = [
         "networks.winograd",
         "networks.native_ops",
         "networks.tape",
+        "networks.recording",
+        "networks.remembered",
         "networks.triton_ops",
         "networks.layers",
         "networks.block",

@@ -12,7 +12,9 @@ import engine
 from engine import _native
 from engine.measure import peak_bytes
 from engine.networks.arena import Storage, plan
-from engine.networks.tape import Remembered, native
+from engine.networks.recording import native
+from engine.networks.remembered import Remembered
+from engine.networks.tape import Tape
 from engine.preconditioning import EDM
 from tests.helpers import small_unet
 
@@ -182,20 +184,116 @@ def test_a_profile_shows_our_calls():
     assert seen == [["edm::Linear"] * 6] * 4
 
 
-class Hidden(nn.Module):
-    """With a view that torch's dispatcher is not told of."""
+def counted(x, weight):
+    weights = torch.tensor([1.0] * 8)
+    weights += x[0]
+    return x + weights
+
+
+def turned(x, weight):
+    y = x.new_empty(3, 3)
+    y.copy_(x[:, :3])
+    return y.t_() + 0
+
+
+def grown(x, weight):
+    y = torch.mm(x, weight, out=x.new_empty(0))
+    return linear(linear(y, weight), weight, add=y)
+
+
+def conjugate(x, weight):
+    z = torch.complex(x, 2 * x)
+    w = torch.complex(x, x)
+    return (z * w).imag + (z.conj() * w).imag * 3
+
+
+def hidden(x, weight):
+    """A view that torch's dispatcher is not told of."""
+    return torch.empty(0).set_((x * 2).untyped_storage(), 0, (8,), (1,)) + 1
+
+
+# Decides by values, changes a tensor's shape, writes to what an evaluation finds, or makes what is no plain tensor.
+UNFOLLOWED = {
+    "item": lambda x, weight: x / x.abs().max().item(),
+    "branch": lambda x, weight: x + 1 if x.sum() > 0 else x - 1,
+    "mask": lambda x, weight: x + x[x > 0].sum(),
+    "written": counted,
+    "turned": turned,
+    "grown": grown,
+    "conjugate": conjugate,
+    "sparse": lambda x, weight: (x * 2).to_sparse().to_dense() + 1,
+    "oneDNN": lambda x, weight: (x * 2).to_mkldnn().to_dense() + 1,
+    "hidden": hidden,
+}
+
+
+class Told(nn.Module):
+    def __init__(self, told):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 64).reshape(8, 8))
+        self.told = told
 
     def forward(self, x):
-        y = x * 2
-        return y.data + 1
+        return self.told(x, self.weight)
+
+
+@pytest.mark.parametrize("told", UNFOLLOWED.values(), ids=UNFOLLOWED)
+@torch.no_grad()
+def test_what_cannot_be_followed_is_not_replayed(told):
+    network = Told(told)
+    remembered = Remembered(network)
+    for seed in range(5):
+        x = inputs(seed)[0]
+        assert torch.equal(remembered(x), network(x))
+    assert remembered.tape_for(x) is None
+
+
+COPIES = {
+    "reshape": lambda x, weight: linear(x, weight).t().reshape(3, 8),
+    "contiguous": lambda x, weight: linear(x, weight).t().contiguous(),
+    "to": lambda x, weight: linear(x, weight).to(torch.float64),
+    "data": lambda x, weight: linear(x, weight).data + 1,
+}
+
+
+@pytest.mark.parametrize("copies", COPIES.values(), ids=COPIES)
+def test_a_view_that_is_a_copy_is_made_in_every_replay(copies):
+    """In inference mode torch's dispatcher is told of `reshape` itself, whose result may be a view."""
+    network = Told(copies)
+    remembered = Remembered(network)
+    for seed in range(5):
+        x = inputs(seed)[0]
+        with torch.inference_mode():
+            assert torch.equal(remembered(x), network(x))
+    assert remembered.tape_for(x) is not None
+    with torch.no_grad():
+        assert torch.equal(remembered(x), network(x))
 
 
 @torch.no_grad()
-def test_what_cannot_be_followed_is_not_replayed():
-    remembered = Remembered(Hidden())
-    for seed in range(4):
-        x = inputs(seed)[0]
-        assert torch.equal(remembered(x), x * 2 + 1)
+def test_autocast_is_no_part_of_it():
+    network = Told(lambda x, weight: x @ weight)
+    remembered, x = Remembered(network), inputs(0)[0]
+    for _ in range(3):
+        expected = remembered(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert remembered(x).dtype == torch.bfloat16
+    assert torch.equal(remembered(x), expected)
+
+
+@torch.no_grad()
+def test_weights_are_packed_once():
+    denoiser = engine.Engine(small_unet()).denoiser
+    x, c_noise = torch.randn(2, 1, 16, 16).contiguous(memory_format=torch.channels_last), torch.zeros(2)
+    denoiser.call_network(x, c_noise, None)
+    for module in denoiser.modules():
+        if getattr(module, "packed", None):
+            module.packed.clear()
+    for _ in range(2):
+        denoiser.call_network(x, c_noise, None)
+    tape = denoiser.remembered.tape_for(x, c_noise)
+    assert len(tape._steps) < 20
+    assert not any("pad" in str(step.call) or "reorder" in str(step.call) for step in tape._steps)
 
 
 @torch.no_grad()
@@ -243,7 +341,7 @@ def test_programs_refuse_what_they_cannot_run():
     with pytest.raises(ValueError, match="program: the call has 5 addresses, got 4 bases"):
         program.add(call, [0] * 4)
     program.add(call, [0, 0, 0, 0, 2])
-    with pytest.raises(ValueError, match="program: there must be 3 bases, got 2"):
+    with pytest.raises(ValueError, match="program: base 2 is asked for, got 2 bases"):
         program.run([0, 0], 0, 1)
     with pytest.raises(ValueError, match=r"program: there are 1 calls, not \[0, 2\)"):
         program.run([0, 0, 0], 0, 2)
@@ -262,7 +360,7 @@ def test_engines_remember_our_networks_and_no_others():
     assert len(calls) == 11
     handle.remove()
     assert torch.equal(ours.sample(seeds=[1, 2]), listened)
-    assert [tape is not None for tape in ours.denoiser.remembered._tapes.values()] == [True]
+    assert [type(tape) for tape in ours.denoiser.remembered._tapes.values()] == [Tape]
 
     class Wrapped(nn.Module):
         def __init__(self, network):
