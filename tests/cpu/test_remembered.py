@@ -331,6 +331,24 @@ def test_no_two_storages_that_are_needed_at_once_overlap(drawn):
             assert apart or a.last < b.first or b.last < a.first or not (a.nbytes and b.nbytes)
 
 
+def test_an_arena_is_no_larger_than_what_is_needed_at_once(monkeypatch):
+    sizes = []
+
+    def planned(storages):
+        storages = list(storages)
+        at_once = [sum(-(-s.nbytes // 64) * 64 for s in storages if s.first <= t <= s.last) for t in range(1000)]
+        sizes.append((plan(storages), max(at_once)))
+        return sizes[-1][0]
+
+    monkeypatch.setattr("engine.networks.recording.plan", planned)
+    denoiser = engine.Engine(small_unet()).denoiser
+    with torch.no_grad():
+        for _ in range(2):
+            denoiser.call_network(torch.randn(2, 1, 16, 16), torch.zeros(2), None)
+    ((size, at_once),) = sizes
+    assert size == at_once > 0
+
+
 def test_what_follows_what_shares_its_memory():
     assert plan([Storage(100, i, i + 1) for i in range(50)]) == 256
     assert plan([]) == 0
