@@ -52,11 +52,11 @@ def small_unet(label_dim: int = 0, seed: int = 0) -> Denoiser:
     return Denoiser(network, EDM()).eval()
 
 
-def choose_isa(monkeypatch: Any, name: str, isa: str) -> None:
-    """Calls of the extension's function, which leave it open, use this instruction set."""
+def choose_isa(monkeypatch: Any, isa: str) -> None:
+    """The extension's calls for networks, which leave it open, use this instruction set."""
     from engine import _native
 
-    monkeypatch.setattr(_native, name, partial(getattr(_native, name), isa=isa))
+    monkeypatch.setattr(_native, "run_cpu", partial(_native.run_cpu, isa=isa))
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -71,5 +71,5 @@ class Arena:
         with torch.inference_mode(False):  # what is made within could not be written to later, without
             memory = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
             self.values = [value.within(memory) if isinstance(value, Planned) else value for value in values]
-        self.nbytes, self.address = nbytes, memory.data_ptr()
+        self.address = memory.data_ptr()
         self._memory = memory

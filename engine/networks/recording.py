@@ -86,10 +86,11 @@ class _Recording(TorchDispatchMode):
         self._steps.append(Native(kind, [self._address(t) for t in tensors], numbers))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        flat, form = tree_flatten((args, kwargs or {}))
+        kwargs = kwargs or {}
+        flat, form = tree_flatten((args, kwargs))
         tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
         before = [_key(t) for t in tensors]
-        made = func(*args, **(kwargs or {}))
+        made = func(*args, **kwargs)
         if not self.listens or func.namespace == "profiler":
             return made
         if func._schema.name in _EMPTY:
@@ -97,7 +98,7 @@ class _Recording(TorchDispatchMode):
             return made
         several = isinstance(made, tuple | list)
         results = list(made) if several else [made]
-        if before != [_key(t) for t in tensors] or not self._follows(func, args, kwargs or {}, results):
+        if before != [_key(t) for t in tensors] or not self._follows(func, args, kwargs, results):
             self.complete = self.listens = False
             return made
         lies_in = {_storage_of(t) for t in tensors}
@@ -105,8 +106,8 @@ class _Recording(TorchDispatchMode):
         if viewed and not any(self._passes(t) for t in tensors):
             return made  # the same in each replay
         self._use(*tensors)
-        apart = [*(kwargs or {}).values(), *(arg for arg in args if not isinstance(arg, Tensor))]
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(apart)):  # not all are arguments themselves
+        inside = [*kwargs.values(), *(arg for arg in args if not isinstance(arg, Tensor))]
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(inside)):  # not all are arguments themselves
             call, reads = partial(_called, func, form), [self._place(leaf) for leaf in flat]
         else:
             call, reads = partial(func, **kwargs) if kwargs else func, [self._place(arg) for arg in args]

@@ -38,7 +38,7 @@ def check_against_torch(qkv, got):
 
 @pytest.fixture(params=_native.normal_isas())
 def isa(request, monkeypatch):
-    choose_isa(monkeypatch, "run_cpu", request.param)
+    choose_isa(monkeypatch, request.param)
     monkeypatch.setattr(winograd, "has_amx", lambda: False)
     return request.param
 
@@ -72,7 +72,7 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads_nor_on_width(dtype, mon
     finally:
         torch.set_num_threads(before)
     if {"avx2", "avx512"} <= set(_native.normal_isas()):
-        choose_isa(monkeypatch, "run_cpu", "avx2")
+        choose_isa(monkeypatch, "avx2")
         assert torch.equal(native_ops.attention(*qkv), together)
 
 

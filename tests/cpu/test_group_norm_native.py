@@ -101,7 +101,7 @@ def test_every_instruction_set(isa, monkeypatch):
     arguments, each = case((2, 48, 9, 9), torch.bfloat16)
     del each["beside"]
     expected = native_ops.group_norm(*arguments, **each, silu=True)[0]
-    choose_isa(monkeypatch, "run_cpu", isa)
+    choose_isa(monkeypatch, isa)
     got = native_ops.group_norm(*arguments, **each, silu=True)[0]
     assert (got.float() - expected.float()).abs().max() <= 2**-7 * expected.abs().max()  # one rounding to bfloat16
     assert (got == expected).double().mean() > 0.99
@@ -111,7 +111,7 @@ def test_every_instruction_set(isa, monkeypatch):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("factor", [0.75, 0.7071067690849304, 3e-5, 1e5])
 def test_every_number_of_half_precision_is_read_and_rounded_as_torch_does(isa, dtype, factor, monkeypatch):
-    choose_isa(monkeypatch, "run_cpu", isa)
+    choose_isa(monkeypatch, isa)
     x = torch.arange(65536).to(torch.uint16).view(dtype).reshape(1, 32, 32, 64).permute(0, 3, 1, 2)
     kept = native_ops.group_norm(x, torch.ones(64, dtype=dtype), torch.zeros(64, dtype=dtype), 16, 1e-5, keep=factor)[1]
     expected = (x.float() * factor).to(dtype)

@@ -23,7 +23,7 @@ def case(rows, inputs, outputs, seed=0):
 @pytest.mark.parametrize("isa", _native.normal_isas())
 @pytest.mark.parametrize("silu", [False, True])
 def test_it_is_as_exact_as_torch(size, isa, silu, monkeypatch):
-    choose_isa(monkeypatch, "run_cpu", isa)
+    choose_isa(monkeypatch, isa)
     x, weight, bias, add = case(*size)
     for b, a in ((bias, None), (None, add), (bias, add)):
         wide = [t if t is None else t.double() for t in (x, weight, b, a)]
@@ -38,7 +38,7 @@ def test_it_is_as_exact_as_torch(size, isa, silu, monkeypatch):
 @pytest.mark.parametrize("isa", _native.normal_isas())
 def test_silu_within_a_few_ulp(isa, monkeypatch):
     """Of y / (1 + e^-y), wherever that is not below 1e-25."""
-    choose_isa(monkeypatch, "run_cpu", isa)
+    choose_isa(monkeypatch, isa)
     y = torch.cat(
         [torch.linspace(-58, 100, 200_000), torch.logspace(-30, 38, 20_000), torch.logspace(-30, 1.7, 20_000).neg()]
     )
